@@ -1,0 +1,1 @@
+"""Backs up every named Docker volume of a host; docs/ARCHITECTURE.md is the map."""

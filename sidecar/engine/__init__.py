@@ -1,0 +1,1 @@
+"""Docker: what is there, freeze and thaw, the journal."""

@@ -1,0 +1,1 @@
+"""One function for each thing the product does; each reads as its data path."""

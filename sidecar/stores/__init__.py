@@ -1,0 +1,1 @@
+"""Where sets live: one port, several stores, wrappers of the same interface."""
