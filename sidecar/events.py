@@ -1,0 +1,56 @@
+"""The events that reach the log, and the progress of a run. Pure: who emits gets an `Emit` or a `Follow` as argument.
+
+docs/LOGS.md describes every event; a test holds it against `EVENTS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+# event -> usual level. An emitter may raise it (a run that ended badly is logged higher than one that did not).
+EVENTS: dict[str, int] = {
+    "daemon_started": logging.INFO,
+    "daemon_stopped": logging.INFO,
+    "config_invalid": logging.ERROR,
+    "recovered": logging.WARNING,
+    "run_started": logging.INFO,
+    "group_frozen": logging.INFO,
+    "group_thawed": logging.INFO,
+    "volume_finished": logging.INFO,
+    "volume_skipped": logging.WARNING,
+    "file_changed": logging.WARNING,
+    "unprotected_mount": logging.WARNING,
+    "store_retry": logging.WARNING,
+    "store_failed": logging.ERROR,
+    "upload_aborted": logging.WARNING,
+    "not_off_host": logging.WARNING,
+    "run_finished": logging.INFO,
+    "run_failed": logging.ERROR,
+}
+
+
+class Emit(Protocol):
+    """Write one event. `name` is a key of EVENTS; fields are JSON values named as in docs/LOGS.md."""
+
+    def __call__(self, name: str, /, *, level: int | None = None, **fields: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is. phase: `planning`, `freezing`, `copying`, `thawing`, `packing`, `committing`; sizes in bytes.
+
+    total_bytes is 0 while it is not known.
+    """
+
+    phase: str
+    volume: str | None = None
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Follow(Protocol):
+    """Who watches a run: called often (per block), from several threads; must be quick and must not raise."""
+
+    def __call__(self, progress: Progress, /) -> None: ...

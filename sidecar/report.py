@@ -1,0 +1,133 @@
+"""What a run says about itself: the same values for logs, JSON, exit codes and people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sidecar.errors import SidecarError
+
+
+class Outcome(StrEnum):
+    """How a run, a group, a volume or a store ended."""
+
+    GOOD = "good"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of a whole from those of its parts.
+
+    Nothing is good; parts that differ, one of them good or partial, make it partial; an interruption outranks all.
+    """
+    seen = set(outcomes)
+    if Outcome.INTERRUPTED in seen:
+        return Outcome.INTERRUPTED
+    if seen == {Outcome.FAILED}:
+        return Outcome.FAILED
+    if seen <= {Outcome.GOOD}:
+        return Outcome.GOOD
+    return Outcome.PARTIAL
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an outcome is not `good`. code: a stable word; volume and store: names, where it concerns one."""
+
+    code: str
+    message: str
+    hint: str = ""
+    volume: str | None = None
+    store: str | None = None
+
+    @classmethod
+    def of(cls, error: SidecarError, *, volume: str | None = None, store: str | None = None) -> Reason:
+        """The reason that an error gives."""
+        return cls(error.code, error.message, error.hint, volume or error.volume, store or error.store)
+
+
+@dataclass(frozen=True, slots=True)
+class Unprotected:
+    """A mount whose data no backup covers: `container` mounts it at `mount`; `why` says what it is."""
+
+    container: str
+    mount: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """What one store got. pending: a set lies elsewhere and is to be shipped here later."""
+
+    outcome: Outcome
+    bytes_uploaded: int = 0
+    pending: bool = False
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One frozen instant. paused_ms: from the first pause request to the last unpause reply, milliseconds."""
+
+    group: str
+    containers: tuple[str, ...]
+    paused_ms: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeReport:
+    """One volume; sizes in bytes. changed_files: paths that changed while the group was frozen."""
+
+    volume: str
+    outcome: Outcome
+    files: int = 0
+    bytes_read: int = 0
+    archive_bytes: int = 0
+    bytes_uploaded: int = 0
+    bytes_reused: int = 0
+    changed_files: tuple[str, ...] = ()
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One run. started: aware UTC time; duration_ms and paused_ms (the longest group's): milliseconds."""
+
+    run: str
+    set: str | None
+    outcome: Outcome
+    started: datetime
+    duration_ms: float
+    paused_ms: float
+    off_host: bool
+    reasons: tuple[Reason, ...] = ()
+    unprotected: tuple[Unprotected, ...] = ()
+    stores: Mapping[str, StoreReport] = field(default_factory=dict)
+    groups: tuple[GroupReport, ...] = ()
+    volumes: tuple[VolumeReport, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `run-now --json`."""
+        document = asdict(self)
+        document["started"] = rfc3339(self.started)
+        document["duration_ms"] = round(self.duration_ms, 1)
+        document["paused_ms"] = round(self.paused_ms, 1)
+        for group in document["groups"]:
+            group["paused_ms"] = round(group["paused_ms"], 1)
+        return document
+
+
+def rfc3339(moment: datetime) -> str:
+    """RFC 3339 in UTC with a `Z`, to the millisecond where there is a fraction."""
+    moment = moment.astimezone(UTC)
+    text = moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
+    return text.replace("+00:00", "Z")
