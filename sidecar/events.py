@@ -34,7 +34,8 @@ EVENTS: dict[str, int] = {
 class Emit(Protocol):
     """Write one event. `name` is a key of EVENTS; fields are JSON values named as in docs/LOGS.md."""
 
-    def __call__(self, name: str, /, *, level: int | None = None, **fields: Any) -> None: ...
+    def __call__(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
+        """Write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +54,5 @@ class Progress:
 class Follow(Protocol):
     """Who watches a run: called often (per block), from several threads; must be quick and must not raise."""
 
-    def __call__(self, progress: Progress, /) -> None: ...
+    def __call__(self, progress: Progress, /) -> None:
+        """Take note of it."""

@@ -100,7 +100,7 @@ class Volume:
 
     @property
     def anonymous(self) -> bool:
-        """Whether the engine named it (label `com.docker.volume.anonymous` since 23.0; 64 hexadecimal digits before)."""
+        """Whether the engine named it: a label since 23.0, 64 hexadecimal digits at all times."""
         hexadecimal = len(self.name) == 64 and all(c in "0123456789abcdef" for c in self.name)
         return "com.docker.volume.anonymous" in self.labels or hexadecimal
 

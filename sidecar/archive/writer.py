@@ -1,0 +1,129 @@
+"""Blocks in, compressed blocks out: filled from the spool and compressed on all cores, delivered in order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from isal import igzip, isal_zlib
+
+from sidecar.archive import index
+from sidecar.archive.blocks import BlockPlan, Range, plan_blocks
+from sidecar.archive.capture import Capture
+from sidecar.archive.spool import Spool
+
+GZIP = 31  # isal's and zlib's wbits for one gzip member with its header and trailer; MTIME stays 0
+_INDEX_LEVEL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSummary:
+    """A finished archive, in bytes. files counts entries with a tar record; crc32 is that of the whole archive."""
+
+    size: int
+    raw_size: int
+    files: int
+    blocks: int
+    crc32: int
+
+
+class _Member(NamedTuple):
+    data: bytes
+    crc32: int
+    sha256: str
+
+
+def write_archive(
+    captured: Capture,
+    deliver: Callable[[bytes], None],
+    index_path: Path,
+    *,
+    volume: str,
+    set_name: str,
+    level: int,
+    threads: int,
+    check: Callable[[], None],
+) -> ArchiveSummary:
+    """Pack and compress what was captured; deliver each compressed block in order; write the index beside.
+
+    deliver is called from this thread only, and blocks when the stores are slower than we are. level: ISA-L's, 0 to 3.
+    check raises to stop. At most `threads` + 2 blocks are in memory. Raises what deliver and check raise.
+    """
+    entries = chain(captured.files, captured.others)
+    size = raw_size = files = blocks = crc = 0
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="compress") as pool,
+        igzip.IGzipFile(index_path, "wb", compresslevel=_INDEX_LEVEL) as lines,
+    ):
+        lines.write(index.header_line(volume, set_name))
+        under_way: deque[tuple[BlockPlan, Future[_Member]]] = deque()
+
+        def finish_oldest() -> None:
+            nonlocal size, raw_size, files, blocks, crc
+            plan, future = under_way.popleft()
+            member = future.result()
+            block = index.Block(size, len(member.data), plan.raw_length, member.crc32, member.sha256)
+            lines.write(index.block_line(block, plan))
+            crc = isal_zlib.crc32_combine(crc, member.crc32, len(member.data))
+            size += len(member.data)
+            raw_size += plan.raw_length
+            files += len(plan.entries)
+            blocks += 1
+            deliver(member.data)
+
+        try:
+            for plan in plan_blocks(entries):
+                check()
+                under_way.append((plan, pool.submit(_make, plan, captured.spool, level)))
+                while len(under_way) > threads + 1:
+                    finish_oldest()
+            while under_way:
+                check()
+                finish_oldest()
+        except BaseException:
+            for _, future in under_way:
+                future.cancel()
+            raise
+        lines.write(index.summary_line(blocks=blocks, files=files, size=size, crc32=crc, sockets=captured.sockets))
+    return ArchiveSummary(size, raw_size, files, blocks, crc)
+
+
+def read_index_file(path: Path) -> Iterable[index.IndexedBlock]:
+    """The blocks of an index file. Raises SetInvalid."""
+    with igzip.IGzipFile(path, "rb") as lines:
+        yield from index.read_index(lines)
+
+
+def _make(plan: BlockPlan, spool: Spool, level: int) -> _Member:
+    data = isal_zlib.compress(_fill(plan, spool), level, GZIP)
+    return _Member(data, isal_zlib.crc32(data), hashlib.sha256(data).hexdigest())
+
+
+def _fill(plan: BlockPlan, spool: Spool) -> bytearray:
+    raw = bytearray(plan.raw_length)
+    view = memoryview(raw)
+    at = 0
+    run: list[memoryview] = []  # ranges that follow one another in the spool are read by one call
+    run_position = run_end = 0
+    for piece in plan.pieces:
+        if isinstance(piece, Range):
+            if run and piece.position != run_end:
+                spool.read_into(run, run_position)
+                run = []
+            if not run:
+                run_position = piece.position
+            run.append(view[at : at + piece.length])
+            run_end = piece.position + piece.length
+            at += piece.length
+        else:
+            raw[at : at + len(piece)] = piece
+            at += len(piece)
+    if run:
+        spool.read_into(run, run_position)
+    return raw
