@@ -49,6 +49,8 @@ class Container:
     """One container, from its inspection.
 
     started_at is the engine's RFC 3339 text, kept as it is because it is only compared; pid is 0 when not running.
+    addresses: every name and IP address under which other containers reach it. stop_timeout: the seconds its owner grants
+    it to stop by itself.
     """
 
     id: str
@@ -60,6 +62,8 @@ class Container:
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     auto_remove: bool = False
+    addresses: frozenset[str] = frozenset()
+    stop_timeout: int = 10
 
     @property
     def project(self) -> str:
