@@ -92,6 +92,14 @@ class FreezeFailed(EngineError):
     code = "freeze_failed"
 
 
+class AlreadyPaused(FreezeFailed):
+    """Someone else has paused it: not ours to freeze, and not ours to thaw."""
+
+
+class NotRunning(FreezeFailed):
+    """It has no processes that could be frozen."""
+
+
 class FreezeBroken(EngineError):
     """A dependent did not stay frozen, or a new writer appeared: what was read is not one instant."""
 
@@ -114,6 +122,12 @@ class JournalUnreadable(SidecarError):
     """The freeze journal on the state volume cannot be understood."""
 
     code = "journal_unreadable"
+
+
+class JournalUnwritable(SidecarError):
+    """The state volume does not take the freeze journal; nothing is frozen without it."""
+
+    code = "journal_unwritable"
 
 
 # --- volumes ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The contract of the engine: what jobs and the freeze ask of Docker. tests/contract/test_engine.py is its proof.
 
 Methods block until the engine has answered and may be called from several threads. Every failure is an `EngineError`;
-nothing of an SDK gets out.
+nothing of an SDK gets out. `EngineUnreachable` means that no answer came: what was asked may still be done.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from sidecar.model import Container, EngineIdentity, Volume
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """One event of /events with type `container`: `start`, `die`, `pause`, `unpause`, `create`, `destroy`, ..."""
+    """One event of type `container`.
+
+    action: its first word (`start`, `die`, `pause`, `unpause`, `exec_create`, `health_status`, ...); container: the ID;
+    role: the container's `backup.role`, empty where it is not ours.
+    """
 
     action: str
     container: str
     name: str
+    role: str = ""
 
 
 class Watch(Protocol):
@@ -29,7 +34,7 @@ class Watch(Protocol):
     def events(self) -> Sequence[ContainerEvent]:
         """All events that the engine had emitted when this was called, in order.
 
-        Raises EngineError when the stream was lost: silence must not look like peace.
+        Raises EngineError when some may be missing: silence must not look like peace.
         """
 
 
@@ -40,28 +45,38 @@ class Engine(Protocol):
         """Who the engine is."""
 
     def volumes(self) -> list[Volume]:
-        """All named volumes, by name, anonymous ones too."""
+        """All volumes, by name, anonymous ones too."""
 
     def containers(self, *, running_only: bool = False) -> list[Container]:
-        """All containers with their mounts, by name; one that vanishes between list and inspection is left out."""
+        """All containers with their mounts, by name; one that vanishes between list and inspection is left out.
+
+        running_only: those that are running, paused or restarting.
+        """
 
     def container(self, identifier: str) -> Container:
         """One container by ID or name. Raises ContainerGone."""
 
     def pause(self, identifier: str) -> None:
-        """Freeze its processes. A container that is paused already is an error (FreezeFailed), as is one not running."""
+        """Freeze its processes.
 
-    def unpause(self, identifier: str) -> None:
-        """Thaw it. One that is not paused is success; raises ContainerGone when it does not exist."""
+        Raises AlreadyPaused, NotRunning, ContainerGone; any other FreezeFailed when the kernel could not freeze it this
+        time ("unable to freeze" on cgroup v1), which is worth another try.
+        """
 
-    def stop(self, identifier: str, *, timeout: int) -> None:
-        """Stop it, killing after `timeout` seconds. One that is not running is success."""
+    def unpause(self, identifier: str) -> bool:
+        """Thaw it; whether it was paused. Raises ContainerGone."""
 
-    def start(self, identifier: str) -> None:
-        """Start it. One that runs is success."""
+    def stop(self, identifier: str, *, timeout: int) -> bool:
+        """Stop it, killing after `timeout` seconds; whether it was running. Raises ContainerGone."""
+
+    def start(self, identifier: str) -> bool:
+        """Start it; whether it was stopped. Raises ContainerGone."""
 
     def watch(self) -> AbstractContextManager[Watch]:
-        """Follow container events; the stream is established when the block is entered."""
+        """Follow container events; what happens after the block is entered is seen."""
 
     def this_container(self) -> Container | None:
-        """The container that this process runs in, or None outside of one."""
+        """The container that this process runs in (it carries a `backup.role`), or None where there is none."""
+
+    def carries_us(self, container: Container) -> bool:
+        """Whether freezing it would cut our own way to the engine: it is this container, or a socket proxy we use."""
