@@ -1,0 +1,336 @@
+"""What a run will do: which volumes, in which groups, whom it freezes, what it leaves out and why. Pure.
+
+`plan`, `--dry-run` and a run itself use the same verdicts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from sidecar.errors import NotFound
+from sidecar.model import ROLE_LABEL, Container, Mount, Quiesce, Volume
+from sidecar.report import Unprotected
+
+VOLUMES_TARGET = "/volumes"
+OWN_TARGETS = ("/state", "/data/backups")  # volumes that we mount there are ours and never backed up
+
+_LABEL_QUIESCE = "backup.quiesce"
+_LABEL_EXCLUDE = "backup.exclude"
+_LABEL_GROUP = "backup.group"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the user asked for: globs of BACKUP_INCLUDE and BACKUP_EXCLUDE, and volumes named for this run."""
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    quiesce: Quiesce = Quiesce.PAUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the plan is made from.
+
+    own_mounts: our own container's; mount_points: the paths of /proc/self/mountinfo; protected: containers that must
+    never be frozen, with the reason (what serves our engine connection); bucket_hosts: containers that serve a store.
+    """
+
+    volumes: Sequence[Volume]
+    containers: Sequence[Container]
+    own_mounts: Sequence[Mount]
+    mount_points: Collection[str]
+    protected: Mapping[str, str]
+    bucket_hosts: Collection[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVolume:
+    """A volume that will be backed up; path: where its data is in our container."""
+
+    volume: Volume
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedContainer:
+    """A dependent, and how it is kept from writing; why: what says so."""
+
+    container: Container
+    quiesce: Quiesce
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Volumes captured at one frozen instant, and all their dependents."""
+
+    name: str
+    volumes: tuple[PlannedVolume, ...]
+    containers: tuple[PlannedContainer, ...]
+
+    def dependents_among(self, containers: Iterable[Container]) -> set[str]:
+        """IDs of those containers that can write this group's data."""
+        volumes = [planned.volume for planned in self.volumes]
+        return {c.id for c in containers if not c.role and any(can_write(c, volume) for volume in volumes)}
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A volume that is left out. failed: it should have been backed up, so the run cannot be good."""
+
+    volume: str
+    code: str
+    why: str
+    hint: str
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The verdicts."""
+
+    groups: tuple[Group, ...]
+    skipped: tuple[Skipped, ...]
+    unprotected: tuple[Unprotected, ...]
+    warnings: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `plan --json`, without what only the daemon knows."""
+        return {
+            "groups": [
+                {
+                    "group": group.name,
+                    "volumes": [
+                        {"volume": v.volume.name, "mountpoint": v.volume.mountpoint, "path": v.path}
+                        for v in group.volumes
+                    ],
+                    "containers": [
+                        {"container": c.container.name, "quiesce": c.quiesce.value, "why": c.why}
+                        for c in group.containers
+                    ],
+                }
+                for group in self.groups
+            ],
+            "skipped": [{"volume": s.volume, "code": s.code, "why": s.why, "hint": s.hint} for s in self.skipped],
+            "unprotected": [{"container": u.container, "mount": u.mount, "why": u.why} for u in self.unprotected],
+            "warnings": list(self.warnings),
+        }
+
+
+def make_plan(selection: Selection, around: Surroundings) -> Plan:
+    """Decide. Raises NotFound when a volume named for this run does not exist, with the nearest names."""
+    _refuse_unknown(selection.named, around.volumes)
+    chosen: list[PlannedVolume] = []
+    skipped: list[Skipped] = []
+    warnings: list[str] = []
+    for volume in sorted(around.volumes, key=lambda v: v.name):
+        verdict = _left_out(volume, selection, around) or _located(volume, around)
+        if isinstance(verdict, Skipped):
+            skipped.append(verdict)
+            if verdict.code == "holds_bucket":
+                warnings.append(f"volume {volume.name} is left out: {verdict.why}; {verdict.hint}")
+        elif verdict is not None:
+            chosen.append(verdict)
+    others = [c for c in around.containers if not c.role]
+    warnings += [
+        f"container {c.name} has the label {_LABEL_QUIESCE}={c.labels[_LABEL_QUIESCE]}, which is not one of "
+        f"{', '.join(Quiesce)}: it is quiesced as by default"
+        for c in _by_name(others)
+        if _quiesce_label(c) not in ("", *Quiesce)
+    ]
+    return Plan(
+        _groups(chosen, others, selection.quiesce, around.protected),
+        tuple(skipped),
+        _unprotected(others, [planned.volume for planned in chosen], selection.exclude),
+        tuple(warnings),
+    )
+
+
+def can_write(container: Container, volume: Volume) -> bool:
+    """Whether it has the volume mounted writable, by name or by a bind at, above or below its mountpoint.
+
+    Sources are compared as the engine reports them; a symlink on the host inside a bind's source is not resolved.
+    """
+    return any(m.writable and _touches(m, volume) for m in container.mounts)
+
+
+def _touches(mount: Mount, volume: Volume) -> bool:
+    if mount.kind == "volume":
+        return mount.volume == volume.name
+    if mount.kind != "bind" or not mount.source:
+        return False
+    source = posixpath.normpath(mount.source)
+    mountpoint = posixpath.normpath(volume.mountpoint)
+    return _inside(source, mountpoint) or _inside(mountpoint, source)
+
+
+def _inside(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(parent.rstrip("/") + "/")
+
+
+def _refuse_unknown(named: Sequence[str], volumes: Sequence[Volume]) -> None:
+    names = [volume.name for volume in volumes]
+    for name in named:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(near)}?" if near else "`plan` lists the volumes there are"
+            raise NotFound(f"there is no volume {name!r}", hint=hint, volume=name)
+
+
+def _left_out(volume: Volume, selection: Selection, around: Surroundings) -> Skipped | None:
+    """Why a volume is not to be backed up, and nobody need worry; None when it is."""
+
+    def skip(code: str, why: str, hint: str = "") -> Skipped:
+        return Skipped(volume.name, code, why, hint, failed=False)
+
+    ours = {m.volume for m in around.own_mounts if m.kind == "volume" and m.target in OWN_TARGETS}
+    if volume.name in ours or volume.labels.get(ROLE_LABEL):
+        return skip("own_volume", "it is the sidecar's own")
+    if selection.named:
+        return None if volume.name in selection.named else skip("not_named", "it was not named for this run")
+    users = [c for c in around.containers if any(m.volume == volume.name for m in c.mounts)]
+    excluding = [
+        (_is_true(volume.labels.get(_LABEL_EXCLUDE)), "label backup.exclude on the volume"),
+        (any(fnmatchcase(volume.name, glob) for glob in selection.exclude), "BACKUP_EXCLUDE names it"),
+        (
+            bool(selection.include) and not any(fnmatchcase(volume.name, glob) for glob in selection.include),
+            "BACKUP_INCLUDE does not name it",
+        ),
+        (
+            bool(users) and all(_is_true(c.labels.get(_LABEL_EXCLUDE)) for c in users),
+            "label backup.exclude on every container that mounts it",
+        ),
+    ]
+    for applies, why in excluding:
+        if applies:
+            return skip("excluded", why)
+    if volume.anonymous:
+        return skip("anonymous", "it is an anonymous volume", "give it a name to have it backed up")
+    holders = [c.name for c in users if c.id in around.bucket_hosts and can_write(c, volume)]
+    explicitly = any(volume.name == glob for glob in selection.include)
+    if holders and not explicitly:
+        return skip(
+            "holds_bucket",
+            f"container {holders[0]} keeps the backup bucket in it, so it would grow with every run",
+            f"to back it up all the same, add {volume.name} to BACKUP_INCLUDE or name it in run-now",
+        )
+    return None
+
+
+def _located(volume: Volume, around: Surroundings) -> PlannedVolume | Skipped:
+    """Where the volume's data is in our container; a Skipped that counts as failed when it cannot be seen."""
+
+    def fail(why: str, hint: str) -> Skipped:
+        return Skipped(volume.name, "volume_unavailable", why, hint, failed=True)
+
+    explicit_hint = f"mount the volume read-only at {VOLUMES_TARGET}/{volume.name} in docker-compose.backup.yml"
+    for mount in around.own_mounts:
+        if mount.kind == "volume" and mount.volume == volume.name:
+            return PlannedVolume(volume, mount.target)
+    roots = [m for m in around.own_mounts if m.target == VOLUMES_TARGET and m.kind == "bind"]
+    if not roots:
+        return fail(
+            f"nothing is mounted at {VOLUMES_TARGET}",
+            "mount the engine's volume directory there, as docker-compose.backup.yml does",
+        )
+    source = posixpath.normpath(roots[0].source)
+    mountpoint = posixpath.normpath(volume.mountpoint)
+    if not _inside(mountpoint, source):
+        return fail(
+            f"its data is at {mountpoint}, and {VOLUMES_TARGET} is {source} of the host",
+            f"set DOCKER_VOLUMES_DIR to the engine's volume directory, or {explicit_hint}",
+        )
+    path = VOLUMES_TARGET + mountpoint[len(source) :]
+    is_mounted_by_driver = volume.driver != "local" or bool({"type", "device"} & set(volume.options))
+    if is_mounted_by_driver and path not in around.mount_points:
+        # Without the mount the directory is there and empty: an archive of it would look like a good backup.
+        return fail(
+            f"its driver mounts it from elsewhere, and {path} is not mounted here",
+            f"start a container that uses it and run again, or {explicit_hint}",
+        )
+    return PlannedVolume(volume, path)
+
+
+def _groups(
+    chosen: Sequence[PlannedVolume],
+    containers: Sequence[Container],
+    default: Quiesce,
+    protected: Mapping[str, str],
+) -> tuple[Group, ...]:
+    by_name: dict[str, list[PlannedVolume]] = defaultdict(list)
+    for planned in chosen:
+        by_name[_group_name(planned.volume, containers)].append(planned)
+    groups = []
+    for name, members in sorted(by_name.items()):
+        dependents = [c for c in containers if any(can_write(c, planned.volume) for planned in members)]
+        groups.append(
+            Group(name, tuple(members), tuple(_quiesced(c, default, protected) for c in _by_name(dependents)))
+        )
+    return tuple(groups)
+
+
+def _group_name(volume: Volume, containers: Sequence[Container]) -> str:
+    """Label, else the Compose project of the volume, else that of all its dependents, else the volume alone."""
+    if label := volume.labels.get(_LABEL_GROUP):
+        return label
+    if volume.project:
+        return volume.project
+    projects = {c.project for c in containers if can_write(c, volume)}
+    return projects.pop() or volume.name if len(projects) == 1 else volume.name
+
+
+def _quiesced(container: Container, default: Quiesce, protected: Mapping[str, str]) -> PlannedContainer:
+    if container.id in protected:
+        return PlannedContainer(container, Quiesce.NONE, protected[container.id])
+    label = _quiesce_label(container)
+    if label in tuple(Quiesce):
+        return PlannedContainer(container, Quiesce(label), f"label {_LABEL_QUIESCE}")
+    return PlannedContainer(container, default, "by default")
+
+
+def _quiesce_label(container: Container) -> str:
+    return container.labels.get(_LABEL_QUIESCE, "").strip().lower()
+
+
+def _by_name(containers: Iterable[Container]) -> list[Container]:
+    return sorted(containers, key=lambda c: c.name)
+
+
+def _unprotected(
+    containers: Sequence[Container], chosen: Sequence[Volume], accepted: Sequence[str]
+) -> tuple[Unprotected, ...]:
+    """Mounts whose data no backup covers, but for those that the user accepts (BACKUP_EXCLUDE, or the label)."""
+    found = []
+    for container in _by_name(containers):
+        if _is_true(container.labels.get(_LABEL_EXCLUDE)):
+            continue
+        for mount in container.mounts:
+            if not mount.writable or any(fnmatchcase(mount.volume or mount.source, glob) for glob in accepted):
+                continue
+            if mount.kind == "bind" and not _is_socket(mount.source) and not _covered(mount.source, chosen):
+                why = f"a bind mount of {mount.source}: only volumes are backed up"
+                found.append(Unprotected(container.name, mount.target, why))
+            elif mount.kind == "volume" and Volume(mount.volume, "").anonymous:
+                why = "an anonymous volume: give it a name to have it backed up"
+                found.append(Unprotected(container.name, mount.target, why))
+    return tuple(found)
+
+
+def _is_socket(source: str) -> bool:
+    return source.endswith(".sock")
+
+
+def _covered(source: str, chosen: Sequence[Volume]) -> bool:
+    return any(_inside(posixpath.normpath(source), posixpath.normpath(v.mountpoint)) for v in chosen)
+
+
+def _is_true(value: str | None) -> bool:
+    return (value or "").strip().lower() in ("true", "1", "yes", "on")
