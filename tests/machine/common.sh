@@ -1,5 +1,5 @@
 # Sourced by the scripts beside it. Standard output is for answers (an image's name), so progress goes to standard error.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 # Exit code of sysexits.h for "a service is unavailable": no engine, and no way to get one. Callers tell it from a failure.
 readonly EX_UNAVAILABLE=69
