@@ -53,4 +53,4 @@ lock: # pin every package with its hashes, naming no index (needs uv)
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	  --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 	@uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-	  --custom-compile-command 'make lock' --constraint requirements.lock --group dev --output-file requirements-dev.lock
+	  --custom-compile-command 'make lock' --constraint requirements.lock --group dev --output-file requirements-dev.lock pyproject.toml

@@ -48,7 +48,12 @@ def pip_configuration(environment: Mapping[str, str], home: Path) -> str:
     Directories of this machine are left out: they do not exist inside an image, and pip would warn at every use.
     """
     values: dict[str, str] = {}
-    files = [Path("/etc/xdg/pip/pip.conf"), Path("/etc/pip.conf"), home / ".pip/pip.conf", home / ".config/pip/pip.conf"]
+    files = [
+        Path("/etc/xdg/pip/pip.conf"),
+        Path("/etc/pip.conf"),
+        home / ".pip/pip.conf",
+        home / ".config/pip/pip.conf",
+    ]
     parser = configparser.RawConfigParser()
     parser.read([*files, *filter(None, [environment.get("PIP_CONFIG_FILE")])])
     for section in ("global", "install"):

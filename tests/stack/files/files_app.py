@@ -1,9 +1,9 @@
 """An application that keeps its users' uploads as files: everything a backup must carry, some of it always changing.
 
 At first start it fills the volume with a library of documents: many small files, a few large ones, odd owners and
-modes, hard links, symbolic links, extended attributes, ACLs. Then it works on `inbox/` for ever: appends to logs, writes
-documents under a temporary name and renames them over the old ones, overwrites in the middle, truncates, deletes. Each
-change is counted in Redis.
+modes, hard links, symbolic links, extended attributes, ACLs. Then it works on `inbox/` for ever: appends to a log,
+writes documents under a temporary name and renames them over the old ones, overwrites in the middle, truncates,
+deletes. Each change is counted in Redis.
 
 Settings (environment): UPLOADS (directory), FILES (count of small files), LARGE_MIB (size of the large ones together),
 PERIOD (seconds between changes), REDIS (host; empty: none).
@@ -57,7 +57,7 @@ def fill(root: Path, files: int, large_mib: int) -> None:
 
     special = work / "special"
     special.mkdir()
-    (special / "Übersicht – Größen.txt").write_text("a name that is not ASCII\n")
+    (special / "Übersicht der Größen.txt").write_text("a name that is not ASCII\n")
     with open(os.fsencode(special) + b"/not-utf8-\xff\xfe", "wb") as file:
         file.write(b"a name that is not UTF-8\n")
     (special / "empty").touch()
