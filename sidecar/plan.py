@@ -76,6 +76,10 @@ class Group:
     volumes: tuple[PlannedVolume, ...]
     containers: tuple[PlannedContainer, ...]
 
+    def quiesce_of(self, container: str) -> Quiesce:
+        """How the dependent with this ID is kept from writing."""
+        return next(planned.quiesce for planned in self.containers if planned.container.id == container)
+
     def dependents_among(self, containers: Iterable[Container]) -> set[str]:
         """IDs of those containers that can write this group's data."""
         volumes = [planned.volume for planned in self.volumes]
@@ -154,6 +158,12 @@ def make_plan(selection: Selection, around: Surroundings) -> Plan:
     )
 
 
+def nearest(name: str, names: Iterable[str], otherwise: str) -> str:
+    """A hint: the up to three names most like `name`, or `otherwise` when none is."""
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"did you mean {', '.join(near)}?" if near else otherwise
+
+
 def can_write(container: Container, volume: Volume) -> bool:
     """Whether it has the volume mounted writable, by name or by a bind at, above or below its mountpoint.
 
@@ -180,8 +190,7 @@ def _refuse_unknown(named: Sequence[str], volumes: Sequence[Volume]) -> None:
     names = [volume.name for volume in volumes]
     for name in named:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(near)}?" if near else "`plan` lists the volumes there are"
+            hint = nearest(name, names, "`plan` lists the volumes there are")
             raise NotFound(f"there is no volume {name!r}", hint=hint, volume=name)
 
 

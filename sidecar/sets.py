@@ -52,6 +52,16 @@ def index_key(set_: str, volume: str) -> str:
     return f"{set_}/{volume}.index.jsonl.gz"
 
 
+def manifest_key(set_: str) -> str:
+    """Where a set's manifest lies."""
+    return f"{set_}/{MANIFEST}"
+
+
+def recover_key(set_: str) -> str:
+    """Where its RECOVER.txt lies."""
+    return f"{set_}/{RECOVER}"
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """An object that the manifest vouches for. size in bytes; crc32 in hexadecimal, of the whole object."""

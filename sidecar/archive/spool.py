@@ -98,6 +98,11 @@ class Spool:
         self._allocated = length
 
     @property
+    def reserved(self) -> int:
+        """Bytes allocated."""
+        return self._allocated
+
+    @property
     def position(self) -> int:
         """Where the next byte goes."""
         return self._flushed + self._filled

@@ -49,11 +49,12 @@ def write_archive(
     level: int,
     threads: int,
     check: Callable[[], None],
+    packed: Callable[[int], None] = lambda _: None,
 ) -> ArchiveSummary:
     """Pack and compress what was captured; deliver each compressed block in order; write the index beside.
 
     deliver is called from this thread only, and blocks when the stores are slower than we are. level: ISA-L's, 0 to 3.
-    check raises to stop. At most `threads` + 2 blocks are in memory. Raises what deliver and check raise.
+    check raises to stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory. Raises what deliver and check raise.
     """
     entries = chain(captured.files, captured.others)
     size = raw_size = files = blocks = crc = 0
@@ -76,6 +77,7 @@ def write_archive(
             files += len(plan.entries)
             blocks += 1
             deliver(member.data)
+            packed(plan.raw_length)
 
         try:
             for plan in plan_blocks(entries):

@@ -1,0 +1,311 @@
+"""One backup, top to bottom: discover, plan, freeze, copy, thaw, archive, commit.
+
+A set exists if and only if its manifest does; it is written last. Nothing here touches the network while a container is
+frozen.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from isal import isal_zlib
+
+from sidecar import sets
+from sidecar.archive.capture import Capture, capture, measure
+from sidecar.archive.spool import Spool, SpoolSpace
+from sidecar.archive.writer import write_archive
+from sidecar.engine.freeze import Frozen, freeze
+from sidecar.engine.journal import Journal
+from sidecar.engine.port import Engine
+from sidecar.errors import EngineError, Interrupted, SidecarError, StoreError, VolumeUnavailable, VolumeUnreadable
+from sidecar.events import Emit, Follow, Progress
+from sidecar.jobs.consignment import Consignment
+from sidecar.jobs.ledger import Ledger
+from sidecar.jobs.stages import Stages
+from sidecar.plan import Group, Plan, PlannedVolume
+from sidecar.report import RunReport, rfc3339
+from sidecar.stores.port import Store
+
+
+class SetNames:
+    """Names of sets, one a second: a run that begins in the second of another takes the next one."""
+
+    def __init__(self, now: Callable[[], datetime], wait: Callable[[float], object]) -> None:
+        self._now = now
+        self._wait = wait
+        self._last = ""
+
+    def next(self, taken: Callable[[str], bool]) -> str:
+        """A name that no earlier call gave and that is not `taken` (the clock may have been set back)."""
+        while (name := sets.set_name(self._now())) == self._last or taken(name):
+            self._wait(0.1)
+        self._last = name
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a backup works with; wiring makes it.
+
+    plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
+    spool: makes the run's empty spool. max_pause in seconds; level: ISA-L's; threads: compressors, half of the uploads
+    of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt. local_by_default: nobody said where
+    to keep sets. test_stage: BACKUP_TEST_STAGE. warnings: said with every run.
+    """
+
+    engine: Engine
+    plan: Callable[[tuple[str, ...]], Plan]
+    stores: Mapping[str, Store]
+    journal: Journal
+    spool: Callable[[], SpoolSpace]
+    names: SetNames
+    state: Path
+    max_pause: float
+    level: int
+    threads: int
+    host: str
+    version: str
+    endpoint: str | None
+    local_by_default: bool
+    test_stage: str | None
+    warnings: tuple[str, ...]
+    emit: Emit
+    now: Callable[[], datetime]
+
+
+def backup(
+    named: tuple[str, ...], tags: Mapping[str, str], tools: Tools, follow: Follow, cancelled: threading.Event
+) -> RunReport:
+    """Back up the planned volumes (or those named) into every store. Faults that have a name end in the report.
+
+    Raises NotFound for a volume that does not exist.
+    """
+    run = _Run(tags, tools, follow, cancelled)
+    with ExitStack() as undo:
+        try:
+            plan = run.plan(named)
+            run.open_stores(undo)
+            run.stage("planned")
+            for group in plan.groups:
+                with run.failing_alone(group), ExitStack() as spools:
+                    spooled = run.reserve(group, spools)  # a full disk is found before anybody has to wait
+                    run.stage("copied")
+                    captures = run.capture(group, spooled)  # journal, freeze, copy, confirm, thaw
+                    for planned, captured in captures:
+                        run.archive(group, planned, captured)
+                    run.stage("archived")
+            run.stage("assembled")
+            run.commit()
+            run.stage("committed")
+        except Interrupted as error:
+            run.ledger.interrupted(error)
+        except EngineError as error:
+            run.ledger.failed(error)
+        except StoreError:  # the last store has failed; the report says why each did
+            pass
+    return run.report()
+
+
+class _Run:
+    """One run: the steps of `backup`."""
+
+    def __init__(self, tags: Mapping[str, str], tools: Tools, follow: Follow, cancelled: threading.Event) -> None:
+        self.ledger = Ledger(uuid.uuid4().hex[:12], tools.now(), tools.emit)
+        self.stage = Stages(tools.test_stage, tools.state, cancelled)
+        self._tags = tags
+        self._tools = tools
+        self._follow = follow
+        self._cancelled = cancelled
+        self._space = tools.spool()
+        self._consignments: list[Consignment] = []
+        self._engine_id = ""
+
+    def plan(self, named: tuple[str, ...]) -> Plan:
+        """Ask the engine, and decide."""
+        self._follow(Progress("planning"))
+        self.ledger.event("run_started", named=list(named))
+        self._engine_id = self._tools.engine.identity().id
+        plan = self._tools.plan(named)
+        self.ledger.planned(plan)
+        if self._tools.local_by_default:
+            self.ledger.not_off_host()
+        return plan
+
+    def open_stores(self, undo: ExitStack) -> None:
+        """Claim the prefix in every store, and choose the set's name."""
+        tools = self._tools
+        self._consignments = [
+            undo.enter_context(Consignment(store, self.ledger.event, threads=2 * tools.threads))
+            for store in tools.stores.values()
+        ]
+        for consignment in self._consignments:
+            consignment.claim(self._engine_id, tools.host, self.ledger.started)
+        self.ledger.set = tools.names.next(lambda name: any(c.holds(name) for c in self._consignments))
+
+    @contextmanager
+    def failing_alone(self, group: Group) -> Iterator[None]:
+        """A fault of this group ends this group, not the run; without a store left the run ends."""
+        self._check()
+        self._frozen: Frozen | None = None
+        try:
+            yield
+        except (Interrupted, StoreError):
+            raise
+        except SidecarError as error:
+            self.ledger.group_failed(group, error, self._frozen.paused_ms if self._frozen else 0.0)
+
+    def reserve(self, group: Group, undo: ExitStack) -> list[tuple[PlannedVolume, Spool]]:
+        """Room in the spool for each volume as it is now. A volume that cannot be read fails alone.
+
+        Raises SpoolFull.
+        """
+        spooled = []
+        for planned in group.volumes:
+            with self._failing_alone(group, planned):
+                _, size = measure(planned.path)
+                spool = undo.enter_context(self._space.new(planned.volume.name))
+                spool.reserve(size)
+                spooled.append((planned, spool))
+        return spooled
+
+    def capture(self, group: Group, spooled: list[tuple[PlannedVolume, Spool]]) -> list[tuple[PlannedVolume, Capture]]:
+        """The group's volumes as of one instant, copied while its dependents stand still.
+
+        Raises EngineError when they did not, SpoolFull, Interrupted.
+        """
+        self._follow(Progress("freezing"))
+        captures = []
+        with freeze(
+            self._tools.engine,
+            self._tools.journal,
+            [planned.container for planned in group.containers],
+            run=self.ledger.run,
+            group=group.name,
+            budget=self._tools.max_pause,
+            cancelled=self._cancelled,
+            emit=self.ledger.event,
+            quiesce=lambda container: group.quiesce_of(container.id),
+            stage=self.stage,
+        ) as frozen:
+            self._frozen = frozen
+            frozen_at = self._tools.now()
+            for planned, spool in spooled:
+                with self._failing_alone(group, planned):
+                    copied = _Counter(self._follow, "copying", planned.volume.name, spool.reserved)
+                    captures.append((planned, capture(planned.path, spool, frozen.check, copied)))
+            frozen.confirm(group.dependents_among)
+        self.ledger.group_captured(group, frozen_at, frozen.paused_ms)
+        return captures
+
+    def archive(self, group: Group, planned: PlannedVolume, captured: Capture) -> None:
+        """Pack, compress and upload one captured volume, then its index. Raises StoreError when no store is left."""
+        volume = planned.volume.name
+        key = sets.archive_key(self.ledger.set, volume)
+        index_path = self._space.directory / f"{volume}.index"
+        for consignment in self._alive():
+            consignment.begin(key, expected=captured.bytes_read)
+        summary = write_archive(
+            captured,
+            self._deliver,
+            index_path,
+            volume=volume,
+            set_name=self.ledger.set,
+            level=self._tools.level,
+            threads=self._tools.threads,
+            check=self._check,
+            packed=_Counter(self._follow, "packing", volume, captured.bytes_read),
+        )
+        for consignment in self._alive():
+            consignment.finish(summary.size, summary.crc32)
+        index = _described(sets.index_key(self.ledger.set, volume), index_path)
+        for consignment in self._alive():
+            consignment.send_file(index.key, index_path)
+        index_path.unlink()
+        self._check()
+        self.ledger.volume_archived(planned.volume, group.name, captured, summary, index)
+
+    def commit(self) -> None:
+        """RECOVER.txt, then the manifest: with it the set exists. Raises StoreError when no store is left."""
+        self._check()
+        ledger = self.ledger
+        if not ledger.set_volumes:
+            return
+        self._follow(Progress("committing"))
+        manifest = sets.Manifest(
+            set=ledger.set,
+            time=rfc3339(ledger.started),
+            outcome=ledger.outcome_of_volumes(),
+            host=self._tools.host,
+            engine=self._engine_id,
+            version=self._tools.version,
+            volumes=tuple(ledger.set_volumes),
+            groups=tuple(ledger.set_groups),
+            reasons=tuple(ledger.reasons),
+            tags=dict(self._tags),
+        )
+        for consignment in self._alive():
+            endpoint = self._tools.endpoint if consignment.store.off_host else None
+            recover = sets.recover_text(manifest, base=consignment.store.location, endpoint=endpoint)
+            consignment.put(sets.recover_key(ledger.set), recover.encode(), content_type="text/plain; charset=utf-8")
+            consignment.commit(sets.manifest_key(ledger.set), manifest.to_json())
+        self._check()
+
+    def report(self) -> RunReport:
+        """What the run says about itself."""
+        return self.ledger.report(
+            {c.store.name: c.report() for c in self._consignments},
+            off_host=any(c.committed and c.store.off_host for c in self._consignments),
+            warnings=self._tools.warnings,
+        )
+
+    def _deliver(self, block: bytes) -> None:
+        for consignment in self._alive():
+            consignment.deliver(block)
+
+    def _alive(self) -> list[Consignment]:
+        return [consignment for consignment in self._consignments if consignment.alive]
+
+    def _check(self) -> None:
+        """Raises Interrupted when told to stop, and a StoreError when no store is left to write to."""
+        if self._cancelled.is_set():
+            raise Interrupted("the run was told to stop", hint="run-now starts another")
+        if not self._alive():
+            raise next(c.error for c in self._consignments if c.error is not None)
+
+    @contextmanager
+    def _failing_alone(self, group: Group, planned: PlannedVolume) -> Iterator[None]:
+        try:
+            yield
+        except (VolumeUnavailable, VolumeUnreadable) as error:
+            self.ledger.volume_failed(planned.volume.name, group.name, error)
+
+
+class _Counter:
+    """Adds up bytes and tells who follows the run."""
+
+    def __init__(self, follow: Follow, phase: str, volume: str, total: int) -> None:
+        self._follow = follow
+        self._phase = phase
+        self._volume = volume
+        self._total = total
+        self._done = 0
+
+    def __call__(self, length: int) -> None:
+        """`length` bytes more are done."""
+        self._done += length
+        self._follow(Progress(self._phase, self._volume, self._done, max(self._done, self._total)))
+
+
+def _described(key: str, path: Path) -> sets.StoredObject:
+    crc = size = 0
+    with path.open("rb") as source:
+        while chunk := source.read(1024 * 1024):
+            crc = isal_zlib.crc32(chunk, crc)
+            size += len(chunk)
+    return sets.StoredObject(key, size, f"{crc:08x}")

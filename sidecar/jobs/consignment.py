@@ -1,0 +1,194 @@
+"""One set on its way to one store. A store that fails takes nothing more and says why; the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from isal import isal_zlib
+
+from sidecar import sets
+from sidecar.archive.parts import PartAssembler
+from sidecar.errors import (
+    ObjectExists,
+    ObjectMissing,
+    OwnedByAnotherHost,
+    SetInvalid,
+    StoreDenied,
+    StoreError,
+)
+from sidecar.events import Emit
+from sidecar.jobs.catalogue import read_document
+from sidecar.report import Outcome, StoreReport
+from sidecar.stores.pool import PooledUpload
+from sidecar.stores.port import MEBIBYTE, Store
+
+_CHUNK = 8 * MEBIBYTE
+
+
+class Consignment:
+    """Objects of one set in one store.
+
+    Leaving the `with` block without `commit` aborts the upload under way and removes what was stored: without its
+    manifest nothing of it counts, so this only saves space.
+    """
+
+    def __init__(self, store: Store, emit: Emit, *, threads: int) -> None:
+        self.store = store
+        self.error: StoreError | None = None
+        self.committed = False
+        self.bytes_uploaded = 0
+        self._emit = emit
+        self._threads = threads
+        self._keys: list[str] = []
+        self._upload: PooledUpload | None = None
+        self._parts: PartAssembler | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the store still takes what it is given."""
+        return self.error is None
+
+    def report(self) -> StoreReport:
+        """What the store got."""
+        if self.error is None:
+            return StoreReport(Outcome.GOOD if self.committed else Outcome.FAILED, self.bytes_uploaded)
+        return StoreReport(Outcome.FAILED, self.bytes_uploaded, error=self.error.message, hint=self.error.hint)
+
+    def claim(self, engine: str, host: str, since: datetime) -> None:
+        """Make the prefix ours, or fail when it is another engine's: two hosts would overwrite and prune each other."""
+
+        def claim() -> None:
+            try:
+                self.store.put(sets.OWNER, sets.owner_document(engine, host, since), if_absent=True)
+            except ObjectExists:
+                try:
+                    owner, owner_host = sets.owner_of(read_document(self.store, sets.OWNER))
+                except SetInvalid as error:
+                    raise OwnedByAnotherHost(error.message, hint=error.hint, store=self.store.name) from error
+                if owner != engine:
+                    raise OwnedByAnotherHost(
+                        f"{self.store.location} belongs to host {owner_host}",
+                        hint="give this host a BACKUP_HOST name or a BACKUP_PREFIX of its own",
+                        store=self.store.name,
+                    ) from None
+
+        self._try(claim)
+
+    def holds(self, set_name: str) -> bool:
+        """Whether the store has a set of that name already."""
+        held = False
+
+        def look() -> None:
+            nonlocal held
+            try:
+                self.store.head(sets.manifest_key(set_name))
+                held = True
+            except (ObjectMissing, StoreDenied):  # S3 denies the question to a key that may only write
+                pass
+
+        self._try(look)
+        return held
+
+    def begin(self, key: str, expected: int, content_type: str = "application/gzip") -> None:
+        """Start an object of at most `expected` bytes, as far as known."""
+
+        def start() -> None:
+            self._upload = PooledUpload(self.store.begin(key, content_type=content_type), threads=self._threads)
+            self._parts = PartAssembler(expected, self.store.capabilities)
+
+        self._try(start)
+
+    def deliver(self, block: bytes) -> None:
+        """Add bytes to the object; blocks while the store is slower than we are."""
+
+        def send() -> None:
+            assert self._upload is not None
+            assert self._parts is not None
+            for number, data in self._parts.add(block):
+                self._upload.put(number, data)
+
+        self._try(send)
+
+    def finish(self, size: int, crc32: int) -> None:
+        """Complete the object; size and crc32 are what it must be. The store has vouched for it when this returns."""
+
+        def complete() -> None:
+            assert self._upload is not None
+            assert self._parts is not None
+            for number, data in self._parts.end():
+                self._upload.put(number, data)
+            stored = self._upload.complete()
+            self._upload = None
+            self._keys.append(stored.key)
+            self.bytes_uploaded += stored.size
+
+        self._try(complete)
+
+    def send_file(self, key: str, path: Path) -> None:
+        """Store a file of the state volume whole."""
+        size = crc = 0
+        self.begin(key, path.stat().st_size)
+        with path.open("rb") as source:
+            while self.alive and (chunk := source.read(_CHUNK)):
+                self.deliver(chunk)
+                size += len(chunk)
+                crc = isal_zlib.crc32(chunk, crc)
+        self.finish(size, crc)
+
+    def put(self, key: str, data: bytes, content_type: str = "application/json") -> None:
+        """Store a small document."""
+
+        def put() -> None:
+            self.store.put(key, data, content_type=content_type)
+            self._keys.append(key)
+            self.bytes_uploaded += len(data)
+
+        self._try(put)
+
+    def commit(self, key: str, manifest: bytes) -> None:
+        """Store the manifest: from here on the set exists in this store."""
+        self.put(key, manifest)
+        self.committed = self.alive
+
+    def drop(self) -> None:
+        """Give up the object under way, because its source failed."""
+        if self._upload is not None:
+            upload, self._upload = self._upload, None
+            self._quietly(upload.abort)
+
+    def fail(self, error: StoreError) -> None:
+        """Note that the store failed; it takes nothing more."""
+        if self.error is None:
+            self.error = error
+            self._emit("store_failed", store=self.store.name, code=error.code, error=error.message, hint=error.hint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.drop()
+        if not self.committed and self._keys:
+            keys, self._keys = self._keys, []
+            self._quietly(lambda: self.store.delete(keys[::-1]))
+
+    def _try(self, act: Callable[[], None]) -> None:
+        if not self.alive:
+            return
+        try:
+            act()
+        except StoreError as error:
+            self.fail(error)
+            self.drop()
+
+    def _quietly(self, act: Callable[[], None]) -> None:
+        """Clean up as far as possible; what is left has no manifest and is removed by the next start."""
+        try:
+            act()
+        except StoreError as error:
+            self._emit("upload_aborted", store=self.store.name, error=error.message, hint=error.hint)

@@ -1,0 +1,224 @@
+"""What a run has found out so far: every verdict is noted once, for the log, for the report and for the manifest."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sidecar import sets
+from sidecar.archive.capture import Capture
+from sidecar.archive.writer import ArchiveSummary
+from sidecar.errors import SidecarError
+from sidecar.events import Emit
+from sidecar.model import Volume
+from sidecar.plan import Group, Plan
+from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, VolumeReport, rfc3339, worst
+
+_LEVELS = {Outcome.GOOD: logging.INFO, Outcome.PARTIAL: logging.WARNING}
+
+
+class Ledger:
+    """Notes verdicts of one run and emits their events. run: its identifier; started: aware time."""
+
+    def __init__(
+        self, run: str, started: datetime, emit: Emit, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.run = run
+        self.started = started
+        self.set = ""
+        self.volumes: list[VolumeReport] = []
+        self.groups: list[GroupReport] = []
+        self.set_volumes: list[sets.SetVolume] = []
+        self.set_groups: list[sets.SetGroup] = []
+        self.reasons: list[Reason] = []
+        self._plan = Plan((), (), (), ())
+        self._interrupted = False
+        self._emit = emit
+        self._monotonic = monotonic
+        self._began = monotonic()
+
+    def event(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
+        """Emit an event of this run."""
+        names = {"run": self.run} | ({"set": self.set} if self.set else {})
+        self._emit(name, level=level, **(names | fields))
+
+    def because(self, code: str, message: str, hint: str, volume: str | None = None) -> None:
+        """Note why the run cannot be good."""
+        self.reasons.append(Reason(code, message, hint, volume))
+
+    def planned(self, plan: Plan) -> None:
+        """Note what the plan leaves out."""
+        self._plan = plan
+        for skipped in plan.skipped:
+            if not skipped.failed:
+                continue
+            self.event("volume_skipped", volume=skipped.volume, code=skipped.code, error=skipped.why, hint=skipped.hint)
+            self.because(skipped.code, f"volume {skipped.volume}: {skipped.why}", skipped.hint, skipped.volume)
+            self.volumes.append(VolumeReport(skipped.volume, Outcome.FAILED, error=skipped.why, hint=skipped.hint))
+        for mount in plan.unprotected:
+            hint = "make it a named volume, or add its source to BACKUP_EXCLUDE to accept that"
+            self.event("unprotected_mount", container=mount.container, mount=mount.mount, error=mount.why, hint=hint)
+            self.because("unprotected_mount", f"{mount.container}:{mount.mount} is not backed up: {mount.why}", hint)
+        if not plan.groups:
+            self.because("no_volumes", "there is no volume to back up", "`plan` says why each is left out")
+
+    def not_off_host(self) -> None:
+        """Note that nobody said where to keep sets."""
+        message = "nothing is off this host: S3_BACKUP_BUCKET is not set, so sets are kept in a local directory only"
+        hint = "set S3_BACKUP_BUCKET, or accept it with BACKUP_STORES=local"
+        self.event("not_off_host", error=message, hint=hint)
+        self.because("not_off_host", message, hint)
+
+    def group_captured(self, group: Group, frozen_at: datetime, paused_ms: float) -> None:
+        """Note a frozen instant that may be committed."""
+        names = tuple(c.container.name for c in group.containers)
+        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD))
+        self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
+
+    def group_failed(self, group: Group, error: SidecarError, paused_ms: float) -> None:
+        """Note that a whole group fails; volumes that failed before keep their own reason."""
+        names = tuple(c.container.name for c in group.containers)
+        self.groups = [g for g in self.groups if g.group != group.name]
+        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.FAILED))
+        told = {volume.volume for volume in self.volumes}
+        for planned in group.volumes:
+            if planned.volume.name not in told:
+                self._volume_failed(planned.volume.name, group.name, error)
+        self.reasons.append(Reason.of(error))
+
+    def volume_failed(self, volume: str, group: str, error: SidecarError) -> None:
+        """Note that one volume fails."""
+        self._volume_failed(volume, group, error)
+        self.reasons.append(Reason.of(error, volume=volume))
+
+    def volume_archived(
+        self, volume: Volume, group: str, captured: Capture, summary: ArchiveSummary, index: sets.StoredObject
+    ) -> None:
+        """Note a finished archive."""
+        changed = tuple(path.decode(errors="backslashreplace") for path in captured.changed)
+        for path in changed:
+            self.event("file_changed", volume=volume.name, group=group, path=path)
+        if changed:
+            self.because(
+                "file_changed",
+                f"{len(changed)} file(s) of volume {volume.name} changed while it was frozen, {changed[0]!r} first",
+                "something that was not frozen writes there: `plan` shows who is quiesced and how",
+                volume.name,
+            )
+        outcome = Outcome.PARTIAL if changed else Outcome.GOOD
+        self.volumes.append(
+            VolumeReport(
+                volume.name,
+                outcome,
+                files=summary.files,
+                bytes_read=captured.bytes_read,
+                archive_bytes=summary.size,
+                bytes_uploaded=summary.size,
+                changed_files=changed,
+            )
+        )
+        self.set_volumes.append(
+            sets.SetVolume(
+                volume=volume.name,
+                group=group,
+                outcome=outcome,
+                archive=sets.StoredObject(
+                    sets.archive_key(self.set, volume.name), summary.size, f"{summary.crc32:08x}"
+                ),
+                index=index,
+                raw_bytes=summary.raw_size,
+                files=summary.files,
+                driver=volume.driver,
+                options=sets.without_secrets(volume.options),
+                labels=dict(volume.labels),
+                mountpoint=volume.mountpoint,
+                changed_files=changed,
+            )
+        )
+        self.event(
+            "volume_finished",
+            level=_LEVELS[outcome],
+            volume=volume.name,
+            group=group,
+            outcome=outcome.value,
+            files=summary.files,
+            bytes_read=captured.bytes_read,
+            bytes_archive=summary.size,
+            bytes_uploaded=summary.size,
+        )
+
+    def interrupted(self, error: SidecarError) -> None:
+        """Note that the run was told to stop."""
+        self._interrupted = True
+        self.reasons.append(Reason.of(error))
+
+    def failed(self, error: SidecarError) -> None:
+        """Note a fault that ends the run."""
+        self.reasons.append(Reason.of(error))
+
+    def outcome_of_volumes(self) -> Outcome:
+        """What the manifest says: whether everything that should be in the set is, whole."""
+        verdict = worst(volume.outcome for volume in self.volumes)
+        return Outcome.PARTIAL if verdict is Outcome.GOOD and self.reasons else verdict
+
+    def report(self, stores: Mapping[str, StoreReport], *, off_host: bool, warnings: Sequence[str]) -> RunReport:
+        """The run's report; emits `run_finished` or `run_failed`."""
+        for name, store in stores.items():
+            if store.error is not None:
+                self.reasons.append(
+                    Reason("store_failed", f"store {name}: {store.error}", store.hint or "", None, name)
+                )
+        committed = any(store.outcome is Outcome.GOOD for store in stores.values())
+        outcome = self._outcome(committed)
+        report = RunReport(
+            run=self.run,
+            set=self.set if committed else None,
+            outcome=outcome,
+            started=self.started,
+            duration_ms=(self._monotonic() - self._began) * 1000,
+            paused_ms=max((group.paused_ms for group in self.groups), default=0.0),
+            off_host=off_host,
+            reasons=tuple(self.reasons),
+            unprotected=self._plan.unprotected,
+            stores=stores,
+            groups=tuple(self.groups),
+            volumes=tuple(self.volumes),
+            warnings=(*warnings, *self._plan.warnings),
+        )
+        first = self.reasons[0] if self.reasons else None
+        self.event(
+            "run_failed" if outcome in (Outcome.FAILED, Outcome.INTERRUPTED) else "run_finished",
+            level=_LEVELS.get(outcome, logging.ERROR),
+            outcome=outcome.value,
+            duration_ms=round(report.duration_ms, 1),
+            paused_ms=round(report.paused_ms, 1),
+            bytes_uploaded=sum(store.bytes_uploaded for store in stores.values()),
+            reasons=[reason.code for reason in self.reasons],
+            error=first.message if first else None,
+            hint=first.hint if first else None,
+        )
+        return report
+
+    def _volume_failed(self, volume: str, group: str, error: SidecarError) -> None:
+        self.volumes.append(VolumeReport(volume, Outcome.FAILED, error=error.message, hint=error.hint))
+        self.event(
+            "volume_finished",
+            level=logging.ERROR,
+            volume=volume,
+            group=group,
+            outcome=Outcome.FAILED.value,
+            error=error.message,
+            hint=error.hint,
+        )
+
+    def _outcome(self, committed: bool) -> Outcome:
+        if self._interrupted:
+            return Outcome.INTERRUPTED
+        nothing_to_do = [reason.code for reason in self.reasons] == ["no_volumes"]
+        if not committed and not nothing_to_do:
+            return Outcome.FAILED
+        verdict = worst(volume.outcome for volume in self.volumes)
+        return Outcome.PARTIAL if self.reasons and verdict is Outcome.GOOD else verdict
