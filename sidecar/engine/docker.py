@@ -1,0 +1,434 @@
+"""The Docker Engine over its HTTP API: requests, their failures in our words, and what the answers mean.
+
+The SDK's client is the transport (Unix socket, TCP, TLS, version negotiation). Its methods are not used where they hide
+what the freeze needs: a time-out for each request, and 304 (nothing to do).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from docker import APIClient
+from docker.errors import DockerException, TLSParameterError
+from docker.utils import kwargs_from_env
+
+from sidecar.engine.port import ContainerEvent, Watch
+from sidecar.errors import (
+    AlreadyPaused,
+    ContainerGone,
+    EngineDenied,
+    EngineError,
+    EngineUnreachable,
+    FreezeFailed,
+    NotRunning,
+)
+from sidecar.model import ROLE_LABEL, Container, ContainerState, EngineIdentity, Mount, Volume
+
+SOCKET = "unix:///var/run/docker.sock"
+
+# Seconds without a byte of answer. A pause takes 20 to 35 ms; one that takes longer than this keeps others frozen.
+QUICK = 5.0
+PATIENT = 60.0
+
+# The engine keeps its last 256 events (moby, daemon/events: eventsLimit, 20.10 to 29).
+EVENTS_KEPT = 256
+# Often enough for 256 events a second.
+EVENTS_EVERY = 1.0
+
+
+def connect(environment: Mapping[str, str]) -> DockerEngine:
+    """The engine that DOCKER_HOST (with DOCKER_TLS_VERIFY, DOCKER_CERT_PATH) names, else the one on the usual socket.
+
+    Raises EngineUnreachable, EngineDenied.
+    """
+    address = environment.get("DOCKER_HOST", "").strip() or SOCKET
+    with _translated("negotiate the API version", address):
+        arguments = kwargs_from_env(environment=dict(environment))
+        client = APIClient(**{"base_url": address, **arguments}, version="auto", timeout=PATIENT)
+    return DockerEngine(client, address=address, hostname=environment.get("HOSTNAME", ""))
+
+
+class DockerEngine:
+    """A Docker Engine 20.10 or later (API 1.41).
+
+    client: the SDK's low-level client, for which an API version has been settled. address: what it is connected to, as
+    in DOCKER_HOST. proc: where the kernel tells this process about itself. hostname: the last resort for finding our
+    own container.
+    """
+
+    def __init__(
+        self, client: APIClient, *, address: str = SOCKET, proc: Path = Path("/proc/self"), hostname: str = ""
+    ) -> None:
+        self._client = client
+        self._address = address
+        self._proc = proc
+        self._hostname = hostname
+        self._own_id: str | None = None
+
+    def identity(self) -> EngineIdentity:
+        """Who the engine is."""
+        facts = self._ask("GET", "/info").json()
+        return EngineIdentity(facts["ID"], facts["Name"], facts["ServerVersion"], facts["DockerRootDir"])
+
+    def volumes(self) -> list[Volume]:
+        """All volumes, by name, anonymous ones too."""
+        facts = self._ask("GET", "/volumes").json()
+        return sorted(map(_volume, facts["Volumes"] or ()), key=lambda volume: volume.name)
+
+    def containers(self, *, running_only: bool = False) -> list[Container]:
+        """All containers with their mounts, by name.
+
+        One list and an inspection each, one after another: 1 to 1.5 ms per container, and threads made it no faster.
+        """
+        parameters = {"all": "1"}
+        if running_only:
+            parameters["filters"] = json.dumps({"status": ["running", "paused", "restarting"]})
+        found = []
+        for listed in self._ask("GET", "/containers/json", parameters).json():
+            try:
+                found.append(self.container(listed["Id"]))
+            except ContainerGone:
+                continue
+        return sorted(found, key=lambda container: container.name)
+
+    def container(self, identifier: str) -> Container:
+        """One container by ID or name. Raises ContainerGone."""
+        return _container(self._ask("GET", f"/containers/{identifier}/json").json())
+
+    def pause(self, identifier: str) -> None:
+        """Freeze its processes."""
+        self._ask("POST", f"/containers/{identifier}/pause", timeout=QUICK)
+
+    def unpause(self, identifier: str) -> bool:
+        """Thaw it; whether it was paused."""
+        try:
+            self._ask("POST", f"/containers/{identifier}/unpause", timeout=QUICK)
+        except _NotPaused:
+            return False
+        return True
+
+    def stop(self, identifier: str, *, timeout: int) -> bool:
+        """Stop it, killing after `timeout` seconds; whether it was running."""
+        path = f"/containers/{identifier}/stop"
+        return self._ask("POST", path, {"t": str(timeout)}, timeout=timeout + PATIENT).status_code != 304
+
+    def start(self, identifier: str) -> bool:
+        """Start it; whether it was stopped."""
+        return self._ask("POST", f"/containers/{identifier}/start").status_code != 304
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """Follow container events from now on."""
+        log = _EventLog(self)
+        done = threading.Event()
+        reader = threading.Thread(target=log.keep_up, args=(done,), name="engine-events", daemon=True)
+        reader.start()
+        try:
+            yield log
+        finally:
+            done.set()
+            reader.join()
+
+    def this_container(self) -> Container | None:
+        """The container that this process runs in: the first of `own_identifiers` that carries a `backup.role`."""
+        if self._own_id is not None:
+            return self.container(self._own_id)
+        for candidate in own_identifiers(_text(self._proc / "cgroup"), _text(self._proc / "mountinfo"), self._hostname):
+            try:
+                container = self.container(candidate)
+            except ContainerGone:
+                continue
+            if container.role:
+                self._own_id = container.id
+                return container
+        return None
+
+    def carries_us(self, container: Container) -> bool:
+        """Whether it is this container, or serves our connection to the engine."""
+        own = self.this_container()
+        return (own is not None and own.id == container.id) or serves_engine(container, self._address, own)
+
+    def recent_events(self) -> list[bytes]:
+        """The engine's whole event buffer, oldest first: one JSON document each, its last `EVENTS_KEPT` events.
+
+        An `until` in the past makes the engine answer from its buffer and end; an `until` of zero filters nothing out
+        (moby, daemon/events: loadBufferedEvents; tried on 20.10: 256 events in 4 ms). No clock takes part: events are
+        stamped before they are queued, so a time range could leave one out, and a stepped clock many. The streaming
+        form drops events of a reader that is 100 ms late, silently, and has no mark for "this is all up to now".
+        """
+        return self._ask("GET", "/events", {"until": "0"}).content.splitlines()
+
+    def _ask(
+        self, method: str, path: str, parameters: Mapping[str, str] | None = None, *, timeout: float = PATIENT
+    ) -> requests.Response:
+        client = self._client
+        url = f"{client.base_url}/v{client.api_version}{path}"
+        with _translated(f"{method} {path}", self._address):
+            response: requests.Response = client.request(method, url, params=parameters, timeout=timeout)
+            response.content  # noqa: B018 - reads the answer here, where its failures are translated
+        if response.status_code >= 400:
+            raise _refusal(method, path, response)
+        return response
+
+
+class _EventLog:
+    """Container events since it was made, gathered from the engine's buffer before that wraps."""
+
+    def __init__(self, engine: DockerEngine) -> None:
+        self._engine = engine
+        self._guard = threading.Lock()
+        self._events: list[ContainerEvent] = []
+        self._lost = False
+        buffered = engine.recent_events()
+        self._last = buffered[-1] if buffered else None
+
+    def events(self) -> Sequence[ContainerEvent]:
+        """All container events up to now. Raises EngineError when the engine has forgotten some."""
+        with self._guard:
+            self._gather()
+            if self._lost:
+                raise EngineError(
+                    "the engine's event log was overwritten or lost while it was watched",
+                    hint="more than 256 events a second, or an engine that was restarted: run the backup again",
+                )
+            return tuple(self._events)
+
+    def keep_up(self, done: threading.Event) -> None:
+        """Gather regularly until told that it is done."""
+        while not done.wait(EVENTS_EVERY):
+            with self._guard:
+                try:
+                    self._gather()
+                except EngineError:
+                    continue  # nothing is lost by it: the buffer is read again, and `events` itself reports a failure
+
+    def _gather(self) -> None:
+        buffered = self._engine.recent_events()
+        if self._last is None:
+            # The buffer was empty at the beginning (an engine just started), so all of it is new unless it has wrapped.
+            known = 0
+            self._lost = self._lost or len(buffered) >= EVENTS_KEPT
+        elif self._last in buffered:
+            # First in, first out: while the last one known is still there, so is everything after it.
+            known = buffered.index(self._last) + 1
+        else:
+            known = 0
+            self._lost = True
+        if buffered:
+            self._last = buffered[-1]
+        self._events += [event for line in buffered[known:] if (event := _event(json.loads(line)))]
+
+
+def own_identifiers(cgroup: str, mountinfo: str, hostname: str) -> list[str]:
+    """Where to look for our own container, most reliable first: IDs or names, each at most once.
+
+    cgroup and mountinfo: the texts of these files in /proc/self, empty where they cannot be read. Only cgroup v1 (and
+    v2 without a private name space) names the container in `cgroup`. The engine mounts /etc/hostname and its like from
+    `.../containers/ID/`; with `network_mode: container:X` that is X's directory, hence the check of the caller. The
+    hostname is the short ID unless the user has set one.
+    """
+    candidates = re.findall(r"\b[0-9a-f]{64}\b", cgroup)
+    for line in mountinfo.splitlines():
+        fields = line.split()
+        if len(fields) > 4 and fields[4] in ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"):
+            candidates += re.findall(r"/containers/([0-9a-f]{64})/", fields[3])
+    candidates += [hostname] if hostname else []
+    return list(dict.fromkeys(candidates))
+
+
+def serves_engine(container: Container, docker_host: str, own: Container | None = None) -> bool:
+    """Whether a connection to `docker_host` runs through this container: a socket proxy. Pure.
+
+    docker_host: as in DOCKER_HOST; own: the container that connects. TCP: one of its names, addresses or published
+    ports is meant, or it shares our loopback interface. Unix socket: the socket lies on a volume that it can write (a
+    proxy that listens there); a bind is taken for the engine's own socket, which others may have mounted too.
+    """
+    if own is not None and container.id == own.id:
+        return False
+    parts = urlsplit(docker_host)
+    if parts.scheme == "unix":
+        above = [] if own is None else [m for m in own.mounts if parts.path.startswith(m.target.rstrip("/") + "/")]
+        volume = max(above, key=lambda mount: len(mount.target)).volume if above else ""
+        return bool(volume) and any(mount.writable and mount.volume == volume for mount in container.mounts)
+    host = (parts.hostname or "").rstrip(".").lower()
+    if not host:
+        return False
+    if host in ("localhost", "::1") or host.startswith("127."):
+        named = own is not None and _share_network(container, own)
+    else:
+        named = host in {address.lower() for address in container.addresses}
+    return named or parts.port in container.published
+
+
+def _share_network(one: Container, other: Container) -> bool:
+    """Whether they have one network name space, as with `network_mode: service:X`."""
+    first, second = (
+        {c.network.removeprefix("container:")} if c.network.startswith("container:") else {c.id, c.name}
+        for c in (one, other)
+    )
+    return not first.isdisjoint(second)
+
+
+# --- what the answers mean -------------------------------------------------------------------------------------------
+
+
+def _container(facts: Mapping[str, Any]) -> Container:
+    """A container from GET /containers/ID/json."""
+    state, configuration, host = facts["State"], facts["Config"], facts["HostConfig"]
+    settings = facts["NetworkSettings"]
+    name = facts["Name"].removeprefix("/")
+    labels = configuration["Labels"] or {}
+    addresses = {name, configuration["Hostname"], facts["Id"][:12], labels.get("com.docker.compose.service", "")}
+    for network in (settings["Networks"] or {}).values():
+        addresses |= {network["IPAddress"], network["GlobalIPv6Address"]}
+        addresses |= {*(network["Aliases"] or ()), *(network.get("DNSNames") or ())}
+    bindings = [binding for some in (settings.get("Ports") or {}).values() for binding in some or ()]
+    stop_timeout = configuration.get("StopTimeout")
+    return Container(
+        id=facts["Id"],
+        name=name,
+        image=configuration["Image"],
+        state=ContainerState(state["Status"]),
+        started_at=state["StartedAt"],
+        pid=state["Pid"],
+        labels=labels,
+        mounts=tuple(map(_mount, facts["Mounts"] or ())),
+        auto_remove=host["AutoRemove"],
+        addresses=frozenset(addresses - {""}),
+        published=frozenset(int(binding["HostPort"]) for binding in bindings if binding["HostPort"]),
+        network=host["NetworkMode"],
+        stop_timeout=10 if stop_timeout is None else stop_timeout,
+    )
+
+
+def _mount(facts: Mapping[str, Any]) -> Mount:
+    kind = facts["Type"]
+    volume = facts["Name"] if kind == "volume" else ""
+    return Mount(kind, facts.get("Source", ""), facts["Destination"], facts["RW"], volume)
+
+
+def _volume(facts: Mapping[str, Any]) -> Volume:
+    """A volume from an entry of GET /volumes."""
+    return Volume(
+        name=facts["Name"],
+        mountpoint=facts["Mountpoint"],
+        driver=facts["Driver"],
+        options=facts["Options"] or {},
+        labels=facts["Labels"] or {},
+        created=facts.get("CreatedAt", ""),
+    )
+
+
+def _event(facts: Mapping[str, Any]) -> ContainerEvent | None:
+    """A container's event from a line of GET /events; None for networks, volumes, images."""
+    if facts["Type"] != "container":
+        return None
+    actor = facts["Actor"]
+    attributes = actor["Attributes"]
+    action = facts["Action"].partition(":")[0]  # "exec_create: /bin/sh -c ...", "health_status: healthy"
+    return ContainerEvent(action, actor["ID"], attributes.get("name", ""), attributes.get(ROLE_LABEL, ""))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+# --- failures in our words -------------------------------------------------------------------------------------------
+
+
+class _NotPaused(EngineError):
+    """What unpause was asked for is so already."""
+
+
+def _refusal(method: str, path: str, response: requests.Response) -> EngineError:
+    """The engine's (or a proxy's) answer of 400 or above as an error."""
+    try:
+        said = str(response.json()["message"]).strip()
+    except (ValueError, KeyError, TypeError):
+        said = response.text.strip()[:200]
+    what = f"the Docker Engine answered {response.status_code} to {method} {path}: {said or 'no reason given'}"
+    if response.status_code in (401, 403):
+        return EngineDenied(
+            f"{method} {path} is not permitted on the Docker socket",
+            hint="let the socket proxy (or the authorization plugin) pass this method and path",
+        )
+    words = said.lower()
+    act = path.rpartition("/")[2]
+    # Texts of moby's errdefs, 20.10 to 29; the status alone does not tell these apart (409, 409, 409 or 500).
+    if response.status_code == 404 and "no such container" in words:
+        return ContainerGone(f"the container {path.split('/')[2]} does not exist any more", hint="run the backup again")
+    if act == "unpause" and "is not paused" in words:
+        return _NotPaused(what)
+    if act == "pause":
+        return _not_paused(what, words)
+    return EngineError(what, hint="see the engine's log")
+
+
+def _not_paused(what: str, words: str) -> FreezeFailed:
+    if "already paused" in words:
+        return AlreadyPaused(what, hint="someone else has paused it just now; run the backup again")
+    if "not running" in words or "is restarting" in words:
+        return NotRunning(what, hint="it stopped just now; run the backup again")
+    return FreezeFailed(what, hint="see the engine's log; the label backup.quiesce=stop stops it instead")
+
+
+@contextmanager
+def _translated(what: str, address: str) -> Iterator[None]:
+    """Whatever of the SDK and the libraries below it fails inside becomes an EngineError."""
+    try:
+        yield
+    except (requests.RequestException, urllib3.exceptions.HTTPError, DockerException, OSError, ValueError) as error:
+        raise _failure(what, address, error) from error
+
+
+def _failure(what: str, address: str, error: Exception) -> EngineError:
+    causes = list(_causes(error))
+    if any(isinstance(cause, PermissionError) for cause in causes):
+        return EngineDenied(
+            f"no permission to use the Docker socket at {address}",
+            hint="run as root or with the socket's group (group_add in Compose, --group-add of docker run)",
+        )
+    if any(isinstance(cause, FileNotFoundError) for cause in causes):
+        return EngineUnreachable(
+            f"there is no Docker socket at {address}", hint="mount it: -v /var/run/docker.sock:/var/run/docker.sock"
+        )
+    if any(
+        isinstance(cause, requests.Timeout | urllib3.exceptions.ReadTimeoutError | TimeoutError) for cause in causes
+    ):
+        return EngineUnreachable(
+            f"the Docker Engine at {address} did not answer in time: {what}", hint="see whether `docker info` answers"
+        )
+    for cause in causes:
+        if isinstance(cause, requests.HTTPError) and cause.response is not None:
+            return _refusal("GET", urlsplit(cause.response.url).path, cause.response)
+    if any(isinstance(cause, TLSParameterError) for cause in causes):
+        return EngineUnreachable(f"the TLS settings for {address} cannot be used: {error}", hint="see DOCKER_CERT_PATH")
+    return EngineUnreachable(
+        f"nothing answers at {address}: {what}: {error}",
+        hint="see that the Docker Engine (or the socket proxy that DOCKER_HOST names) runs",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it wraps: libraries keep a cause in `__cause__`, `__context__`, or among the arguments."""
+    queue, seen = [error], set[int]()
+    while queue:
+        cause = queue.pop(0)
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        wrapped = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args)
+        queue += [inner for inner in wrapped if isinstance(inner, BaseException)]

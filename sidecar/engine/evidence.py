@@ -1,0 +1,64 @@
+"""What the engine's event log says about a freeze: did it hold? Pure.
+
+The log is complete (`Watch.events`), in the order in which things happened, and starts before the first container was
+looked at. Container states are compared besides, by the freeze itself; they cannot show what came and went.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container as Collection
+from collections.abc import Mapping, Sequence
+
+from sidecar.engine.port import ContainerEvent
+from sidecar.model import Container, Quiesce
+
+_EXECS = {"exec_create", "exec_detach", "exec_die", "exec_start"}  # a frozen container runs none; a health check's end
+_READS = {"archive-path", "commit", "copy", "export", "top"}
+_FACADE = {"attach", "detach", "health_status", "rename", "resize", "update"}
+# What cannot change a volume of a container that is frozen. Missing on purpose: `extract-to-dir`, a `docker cp` into
+# it, writes although it is paused (tried).
+HARMLESS = frozenset(_EXECS | _READS | _FACADE)
+# What lets a container write that did not run when we looked.
+ARRIVING = frozenset(["extract-to-dir", "restart", "start", "unpause"])
+
+# How our own freeze and thaw appear. A stop is announced as kill, die and stop; a container that has stopped can write
+# only after a start.
+_OWN = {Quiesce.PAUSE: ("pause", "unpause"), Quiesce.STOP: ("stop", "start")}
+_PART_OF = {Quiesce.PAUSE: frozenset[str](), Quiesce.STOP: frozenset(["kill", "die"])}
+
+
+def disturbance(log: Sequence[ContainerEvent], container: str, action: Quiesce) -> list[str]:
+    """What happened to a container (an ID) that we froze and thawed, if it was not just that; empty if all is well.
+
+    What happened before our freeze does not count (the freeze compares the start time and the process), nor what
+    happened after our thaw: so the first thaw must follow at once, and be the only one, or it may be someone else's.
+    That our own request did thaw something is the caller's to know.
+    """
+    frozen, thawed = _OWN[action]
+    ignored = HARMLESS | _PART_OF[action]
+    actions = [event.action for event in log if event.container == container and event.action not in ignored]
+    after = actions[actions.index(frozen) + 1 :] if frozen in actions else []
+    return [] if after[:1] == [thawed] and after.count(thawed) == 1 else actions or ["none"]
+
+
+def stirred(log: Sequence[ContainerEvent], container: Container) -> list[str]:
+    """What happened to a container that was paused or stopped already and should have stayed so; empty if nothing."""
+    ignored = HARMLESS if container.running else HARMLESS | {"destroy"}
+    return [event.action for event in log if event.container == container.id and event.action not in ignored]
+
+
+def arrivals(
+    log: Sequence[ContainerEvent], known: Collection[str], ours: Mapping[str, Quiesce]
+) -> dict[str, ContainerEvent]:
+    """Containers (ID -> event) that came to life before the first of `ours` was thawed, and are not `known` by ID.
+
+    Our own (with a `backup.role`) do not count: they mount volumes on our behalf.
+    """
+    found: dict[str, ContainerEvent] = {}
+    for event in log:
+        action = ours.get(event.container)
+        if action is not None and event.action == _OWN[action][1]:
+            break
+        if event.action in ARRIVING and event.container not in known and not event.role:
+            found[event.container] = event
+    return found

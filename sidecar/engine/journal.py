@@ -1,0 +1,172 @@
+"""The freeze journal: which containers we are about to freeze, on disk before the first of them is.
+
+One JSON document on the state volume:
+`{"format": 1, "run", "group", "frozen": [{"id", "name", "action": "pause"|"stop", "started_at", "pid"}], ...}`.
+Keys that this version does not know are kept: whatever else a killed run may owe has its place here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidecar.errors import JournalUnreadable, JournalUnwritable
+from sidecar.model import Quiesce
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One container as it was just before we froze it; started_at is empty where a damaged journal does not tell it."""
+
+    id: str
+    name: str
+    action: Quiesce
+    started_at: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the journal holds. others: the keys that this version does not know."""
+
+    run: str
+    group: str
+    frozen: tuple[Intent, ...]
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """The journal at `path`. Its directory must exist; it may be used from several threads, by one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._turn = threading.Lock()
+
+    def read(self) -> Entry | None:
+        """What is owed, or None when nothing is. Raises JournalUnreadable."""
+        raw = self._bytes()
+        if raw is None:
+            return None
+        try:
+            document = json.loads(raw)
+            if document["format"] != FORMAT:
+                raise JournalUnreadable(
+                    f"the freeze journal {self.path} has format {document['format']}, not {FORMAT}",
+                    hint="another version wrote it: see `docker ps --filter status=paused`, then remove the file",
+                )
+            frozen = tuple(map(_intent, document["frozen"]))
+            others = {key: value for key, value in document.items() if key not in ("format", "run", "group", "frozen")}
+            return Entry(str(document["run"]), str(document["group"]), frozen, others)
+        except (ValueError, KeyError, TypeError) as error:
+            raise JournalUnreadable(
+                f"the freeze journal {self.path} is damaged: {error!r}",
+                hint="see `docker ps --filter status=paused`, thaw with `docker unpause NAME`, then remove the file",
+            ) from error
+
+    def salvage(self) -> tuple[Intent, ...]:
+        """The containers that a journal which `read` refuses still names, as far as they can be made out."""
+        raw = self._bytes() or b""
+        intents: dict[str, Intent] = {}
+        for piece in re.findall(rb"\{[^{}]*\}", raw):
+            with suppress(ValueError, KeyError, TypeError):
+                intent = _intent(json.loads(piece))
+                intents[intent.id] = intent
+        for name in re.findall(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", raw):
+            identifier = name.decode("ascii")
+            intents.setdefault(identifier, Intent(identifier, "", Quiesce.PAUSE, "", 0))
+        return tuple(intents.values())
+
+    def begin(self, *, run: str, group: str, frozen: Sequence[Intent]) -> None:
+        """Put on disk what is about to be frozen. Raises JournalUnwritable, JournalUnreadable."""
+        with self._turn:
+            before = self.read()
+            self._write(Entry(run, group, tuple(frozen), before.others if before else {}))
+
+    def clear(self) -> None:
+        """All is thawed: nothing frozen is owed any more. Raises JournalUnwritable, JournalUnreadable."""
+        with self._turn:
+            entry = self.read()
+            if entry is None:
+                return
+            if entry.others:
+                self._write(Entry(entry.run, entry.group, (), entry.others))
+                return
+            try:
+                self.path.unlink()
+                _sync_directory(self.path.parent)
+            except OSError as error:
+                raise self._unwritable(error) from error
+
+    def set_aside(self) -> Path:
+        """Rename a damaged journal, so that a new one can be written; its new path. Raises JournalUnwritable."""
+        aside = self.path.with_name(self.path.name + ".damaged")
+        try:
+            self.path.rename(aside)
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return aside
+
+    def _bytes(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise JournalUnreadable(
+                f"the freeze journal {self.path} cannot be read: {error}", hint="see the state volume's disk"
+            ) from error
+
+    def _write(self, entry: Entry) -> None:
+        document = {
+            "format": FORMAT,
+            "run": entry.run,
+            "group": entry.group,
+            "frozen": [asdict(intent) for intent in entry.frozen],
+            **entry.others,
+        }
+        beside = self.path.with_name(self.path.name + ".new")
+        try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(json.dumps(document).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(self.path)
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> JournalUnwritable:
+        return JournalUnwritable(
+            f"the freeze journal {self.path} cannot be written: {error}",
+            hint="the state volume must be mounted, writable and not full",
+        )
+
+
+def _intent(facts: Mapping[str, Any]) -> Intent:
+    return Intent(
+        id=str(facts["id"]),
+        name=str(facts["name"]),
+        action=Quiesce(facts["action"]),
+        started_at=str(facts["started_at"]),
+        pid=int(facts["pid"]),
+    )
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename or an unlink durable (fsync(2): the entry of a file lies in its directory)."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""Put right what a killed run left frozen, by the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from sidecar.engine.journal import Intent, Journal
+from sidecar.engine.port import Engine
+from sidecar.errors import ContainerGone, EngineError, FreezeFailed, JournalUnreadable, ThawFailed
+from sidecar.events import Emit
+from sidecar.model import ContainerState, Quiesce
+
+# Seconds to go on trying through an engine that is briefly away, and between two tries.
+PATIENCE = 30.0
+PAUSE_BETWEEN = 0.2
+
+
+def recover(
+    journal: Journal,
+    engine: Engine,
+    emit: Emit,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[str, ...]:
+    """Thaw what a killed run left frozen; the names of those that were. Call it before anything else at start.
+
+    Only what the journal names and what is still as that run left it (the same start of the same container) is thawed.
+    Raises ThawFailed (the journal stays; call it again), and JournalUnreadable when a damaged journal leaves open
+    whether a container that is still paused is ours: what it does name is thawed nevertheless.
+    """
+    damage: JournalUnreadable | None = None
+    try:
+        entry = journal.read()
+    except JournalUnreadable as error:
+        damage, entry = error, None
+    intents = journal.salvage() if damage else entry.frozen if entry else ()
+    if not intents and not damage:
+        return ()
+    thawed = _thaw_all(engine, intents, clock=clock, sleep=sleep)
+    if damage:
+        paused = [c.name for c in engine.containers(running_only=True) if c.state is ContainerState.PAUSED]
+        if paused:
+            raise JournalUnreadable(
+                f"{damage.message}; these containers are paused, perhaps by us: {', '.join(paused)}",
+                hint=f"thaw those that should run (docker unpause {' '.join(paused)}), then remove {journal.path}",
+            ) from damage
+        journal.set_aside()
+    else:
+        journal.clear()
+    emit(
+        "recovered",
+        run=entry.run if entry else "",
+        group=entry.group if entry else "",
+        containers=list(thawed),
+        damaged=damage is not None,
+    )
+    return thawed
+
+
+def thaw_failed(stuck: Sequence[tuple[str, Quiesce, Exception]]) -> ThawFailed:
+    """The worst that can happen, with the commands that end it. stuck: name, how it was frozen, why it still is."""
+    commands = []
+    for action, verb in ((Quiesce.PAUSE, "unpause"), (Quiesce.STOP, "start")):
+        names = [name for name, how, _ in stuck if how is action]
+        commands += [f"docker {verb} {' '.join(names)}"] if names else []
+    why = "; ".join(f"{name}: {error}" for name, _, error in stuck)
+    return ThawFailed(
+        f"still frozen: {', '.join(name for name, _, _ in stuck)} ({why})", hint=f"run: {' && '.join(commands)}"
+    )
+
+
+def _thaw_all(
+    engine: Engine, intents: Sequence[Intent], *, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> tuple[str, ...]:
+    until = clock() + PATIENCE
+    thawed: list[str] = []
+    while True:
+        stuck: dict[Intent, EngineError] = {}
+        for intent in intents:
+            try:
+                name = _put_back(engine, intent)
+            except EngineError as error:
+                stuck[intent] = error
+                continue
+            thawed += [name] if name else []
+        if not stuck:
+            return tuple(thawed)
+        if clock() >= until:
+            raise thaw_failed([(intent.name or intent.id[:12], intent.action, why) for intent, why in stuck.items()])
+        sleep(PAUSE_BETWEEN)
+        intents = tuple(stuck)
+
+
+def _put_back(engine: Engine, intent: Intent) -> str:
+    """Thaw one container if it is as we left it; its name if it was thawed. Raises EngineError while it is not."""
+    left = ContainerState.PAUSED if intent.action is Quiesce.PAUSE else ContainerState.EXITED
+    try:
+        found = engine.container(intent.id)
+        if found.state is not left or (intent.started_at and found.started_at != intent.started_at):
+            return ""
+        if intent.action is Quiesce.PAUSE:
+            engine.unpause(found.id)
+        else:
+            engine.start(found.id)
+        now = engine.container(found.id)
+    except ContainerGone:
+        return ""
+    if (now.state, now.started_at) == (left, found.started_at):
+        raise FreezeFailed(f"{found.name} is still {left}")
+    return found.name
