@@ -19,15 +19,18 @@ s3() { compose -p demo-s3 -f tests/stack/docker-compose.s3.yml "$@"; }
 stack() { compose -p demo -f tests/stack/docker-compose.yml "$@"; }
 sidecar() { compose -p demo-sidecar -f docker-compose.backup.yml -f tests/stack/docker-compose.backup.demo.yml "$@"; }
 
-# A real sidecar, or someone else's project called demo, must not be touched: everything of ours carries a label.
-refuse_what_is_not_ours() {
-    local project kind id
+refuse_a_real_sidecar() {
     if docker container inspect backup >/dev/null 2>&1 &&
         [[ $(docker container inspect --format "{{index .Config.Labels \"$made\"}}" backup) != true ]]; then
         say "A container named \`backup\` is here that the demo did not start, probably a real sidecar: it is left alone." \
             "The demo needs that name. Try it on a machine without a sidecar."
         exit 2
     fi
+}
+
+# Someone else's project called demo must not be touched: everything of ours carries a label.
+refuse_another_demo() {
+    local project kind id
     for project in demo demo-s3 demo-sidecar; do
         for kind in container volume; do
             for id in $(docker "$kind" ls -q $([[ $kind == volume ]] || echo -a) \
