@@ -20,6 +20,9 @@ from sidecar.report import Unprotected
 VOLUMES_TARGET = "/volumes"
 OWN_TARGETS = ("/state", "/data/backups")  # volumes that we mount there are ours and never backed up
 
+# Nothing there outlives a reboot (hier(7): devices, kernel interfaces, run-time files): no backup could bring it back.
+_VOLATILE = ("/dev", "/proc", "/sys", "/run", "/var/run")
+
 _LABEL_QUIESCE = "backup.quiesce"
 _LABEL_EXCLUDE = "backup.exclude"
 _LABEL_GROUP = "backup.group"
@@ -141,8 +144,12 @@ def make_plan(selection: Selection, around: Surroundings) -> Plan:
             skipped.append(verdict)
             if verdict.code == "holds_bucket":
                 warnings.append(f"volume {volume.name} is left out: {verdict.why}; {verdict.hint}")
-        elif verdict is not None:
+        else:
             chosen.append(verdict)
+    if not selection.named:
+        missing, idle = _matching_nothing(selection.include, around.volumes)
+        skipped += missing
+        warnings += idle
     others = [c for c in around.containers if not c.role]
     warnings += [
         f"container {c.name} has the label {_LABEL_QUIESCE}={c.labels[_LABEL_QUIESCE]}, which is not one of "
@@ -153,7 +160,7 @@ def make_plan(selection: Selection, around: Surroundings) -> Plan:
     return Plan(
         _groups(chosen, others, selection.quiesce, around.protected),
         tuple(skipped),
-        _unprotected(others, [planned.volume for planned in chosen], selection.exclude),
+        _unprotected(others, around.volumes, {planned.volume.name for planned in chosen}, selection.exclude),
         tuple(warnings),
     )
 
@@ -178,8 +185,15 @@ def _touches(mount: Mount, volume: Volume) -> bool:
     if mount.kind != "bind" or not mount.source:
         return False
     source = posixpath.normpath(mount.source)
-    mountpoint = posixpath.normpath(volume.mountpoint)
-    return _inside(source, mountpoint) or _inside(mountpoint, source)
+    return any(_inside(source, place) or _inside(place, source) for place in _places(volume))
+
+
+def _places(volume: Volume) -> list[str]:
+    """Where the host sees the volume's data: its mountpoint, and the directory that the local driver binds there."""
+    places = [volume.mountpoint]
+    if {"bind", "rbind"} & set(volume.options.get("o", "").split(",")):
+        places.append(volume.options.get("device", ""))
+    return [posixpath.normpath(place) for place in places if place.startswith("/")]
 
 
 def _inside(path: str, parent: str) -> bool:
@@ -194,44 +208,75 @@ def _refuse_unknown(named: Sequence[str], volumes: Sequence[Volume]) -> None:
             raise NotFound(f"there is no volume {name!r}", hint=hint, volume=name)
 
 
+def _matching_nothing(include: Sequence[str], volumes: Sequence[Volume]) -> tuple[list[Skipped], list[str]]:
+    """What BACKUP_INCLUDE asks for in vain: by name, a volume that is lost or misspelt; by pattern, worth a warning."""
+    names = [volume.name for volume in volumes]
+    missing: list[Skipped] = []
+    idle: list[str] = []
+    for glob in dict.fromkeys(include):
+        if any(fnmatchcase(name, glob) for name in names):
+            continue
+        if set(glob) & set("*?["):
+            idle.append(f"BACKUP_INCLUDE has the pattern {glob!r}, which matches no volume")
+        else:
+            hint = nearest(glob, names, "`plan` lists the volumes there are")
+            why = "BACKUP_INCLUDE names it, and there is no such volume"
+            missing.append(Skipped(glob, "not_found", why, hint, failed=True))
+    return sorted(missing, key=lambda s: s.volume), sorted(idle)
+
+
 def _left_out(volume: Volume, selection: Selection, around: Surroundings) -> Skipped | None:
-    """Why a volume is not to be backed up, and nobody need worry; None when it is."""
+    """Why a volume is not to be backed up; None when it is. Nobody need worry, unless it was named for this run."""
 
     def skip(code: str, why: str, hint: str = "") -> Skipped:
-        return Skipped(volume.name, code, why, hint, failed=False)
+        return Skipped(volume.name, code, why, hint, failed=volume.name in selection.named)
 
-    ours = {m.volume for m in around.own_mounts if m.kind == "volume" and m.target in OWN_TARGETS}
-    if volume.name in ours or volume.labels.get(ROLE_LABEL):
+    if _is_ours(volume, around.own_mounts):
         return skip("own_volume", "it is the sidecar's own")
     if selection.named:
         return None if volume.name in selection.named else skip("not_named", "it was not named for this run")
-    users = [c for c in around.containers if any(m.volume == volume.name for m in c.mounts)]
-    excluding = [
-        (_is_true(volume.labels.get(_LABEL_EXCLUDE)), "label backup.exclude on the volume"),
-        (any(fnmatchcase(volume.name, glob) for glob in selection.exclude), "BACKUP_EXCLUDE names it"),
+    users = [c for c in around.containers if not c.role and any(m.volume == volume.name for m in c.mounts)]
+    # By name only: a bind above the mountpoint (`/srv`) would make every volume look like the bucket's.
+    writers = [c for c in _by_name(users) if any(m.volume == volume.name and m.writable for m in c.mounts)]
+    holder = next((c.name for c in writers if c.id in around.bucket_hosts), "")
+    overruled = volume.name in selection.include  # by its own name, not by a pattern
+    verdicts = [
+        (_is_true(volume.labels.get(_LABEL_EXCLUDE)), "excluded", "label backup.exclude on the volume", ""),
+        (any(fnmatchcase(volume.name, glob) for glob in selection.exclude), "excluded", "BACKUP_EXCLUDE names it", ""),
         (
             bool(selection.include) and not any(fnmatchcase(volume.name, glob) for glob in selection.include),
+            "excluded",
             "BACKUP_INCLUDE does not name it",
+            "",
         ),
         (
             bool(users) and all(_is_true(c.labels.get(_LABEL_EXCLUDE)) for c in users),
+            "excluded",
             "label backup.exclude on every container that mounts it",
+            "",
+        ),
+        (
+            volume.anonymous and not overruled,
+            "anonymous",
+            "it is an anonymous volume",
+            "give it a name to have it backed up",
+        ),
+        (
+            bool(holder) and not overruled,
+            "holds_bucket",
+            f"container {holder} keeps the backup bucket in it, so it would grow with every run",
+            f"to back it up all the same, add {volume.name} to BACKUP_INCLUDE or name it in run-now",
         ),
     ]
-    for applies, why in excluding:
-        if applies:
-            return skip("excluded", why)
-    if volume.anonymous:
-        return skip("anonymous", "it is an anonymous volume", "give it a name to have it backed up")
-    holders = [c.name for c in users if c.id in around.bucket_hosts and can_write(c, volume)]
-    explicitly = any(volume.name == glob for glob in selection.include)
-    if holders and not explicitly:
-        return skip(
-            "holds_bucket",
-            f"container {holders[0]} keeps the backup bucket in it, so it would grow with every run",
-            f"to back it up all the same, add {volume.name} to BACKUP_INCLUDE or name it in run-now",
-        )
-    return None
+    return next((skip(code, why, hint) for applies, code, why, hint in verdicts if applies), None)
+
+
+def _is_ours(volume: Volume, own_mounts: Sequence[Mount]) -> bool:
+    """Whether it carries our label, or we keep our state or our sets in it: what we write grows with every run."""
+    mounts = [m for m in own_mounts if m.kind == "volume" and m.volume == volume.name]
+    return bool(volume.labels.get(ROLE_LABEL)) or any(
+        m.target in OWN_TARGETS or (m.writable and not _inside(m.target, VOLUMES_TARGET)) for m in mounts
+    )
 
 
 def _located(volume: Volume, around: Surroundings) -> PlannedVolume | Skipped:
@@ -240,16 +285,19 @@ def _located(volume: Volume, around: Surroundings) -> PlannedVolume | Skipped:
     def fail(why: str, hint: str) -> Skipped:
         return Skipped(volume.name, "volume_unavailable", why, hint, failed=True)
 
-    explicit_hint = f"mount the volume read-only at {VOLUMES_TARGET}/{volume.name} in docker-compose.backup.yml"
-    for mount in around.own_mounts:
-        if mount.kind == "volume" and mount.volume == volume.name:
-            return PlannedVolume(volume, mount.target)
+    explicit_target = f"{VOLUMES_TARGET}/{volume.name}"
+    explicit_hint = f"mount the volume read-only at {explicit_target} in docker-compose.backup.yml"
+    targets = [m.target for m in around.own_mounts if m.kind == "volume" and m.volume == volume.name]
+    if targets:
+        return PlannedVolume(volume, explicit_target if explicit_target in targets else min(targets))
     roots = [m for m in around.own_mounts if m.target == VOLUMES_TARGET and m.kind == "bind"]
     if not roots:
         return fail(
             f"nothing is mounted at {VOLUMES_TARGET}",
             "mount the engine's volume directory there, as docker-compose.backup.yml does",
         )
+    if not volume.mountpoint:
+        return fail(f"its driver ({volume.driver}) does not say where its data is", explicit_hint)
     source = posixpath.normpath(roots[0].source)
     mountpoint = posixpath.normpath(volume.mountpoint)
     if not _inside(mountpoint, source):
@@ -257,7 +305,7 @@ def _located(volume: Volume, around: Surroundings) -> PlannedVolume | Skipped:
             f"its data is at {mountpoint}, and {VOLUMES_TARGET} is {source} of the host",
             f"set DOCKER_VOLUMES_DIR to the engine's volume directory, or {explicit_hint}",
         )
-    path = VOLUMES_TARGET + mountpoint[len(source) :]
+    path = VOLUMES_TARGET + mountpoint[len(source.rstrip("/")) :]
     is_mounted_by_driver = volume.driver != "local" or bool({"type", "device"} & set(volume.options))
     if is_mounted_by_driver and path not in around.mount_points:
         # Without the mount the directory is there and empty: an archive of it would look like a good backup.
@@ -314,31 +362,38 @@ def _by_name(containers: Iterable[Container]) -> list[Container]:
 
 
 def _unprotected(
-    containers: Sequence[Container], chosen: Sequence[Volume], accepted: Sequence[str]
+    containers: Sequence[Container], volumes: Sequence[Volume], chosen: Collection[str], accepted: Sequence[str]
 ) -> tuple[Unprotected, ...]:
-    """Mounts whose data no backup covers, but for those that the user accepts (BACKUP_EXCLUDE, or the label)."""
+    """Mounts whose data no backup covers, but for those that the user accepts (BACKUP_EXCLUDE, or the label).
+
+    A bind into a volume's directory has that volume's verdict and none of its own.
+    """
+    anonymous = {v.name for v in volumes if v.anonymous} - set(chosen)
+    places = [place for v in volumes if v.name not in anonymous for place in _places(v)]
     found = []
     for container in _by_name(containers):
         if _is_true(container.labels.get(_LABEL_EXCLUDE)):
             continue
-        for mount in container.mounts:
-            if not mount.writable or any(fnmatchcase(mount.volume or mount.source, glob) for glob in accepted):
+        for mount in sorted(container.mounts, key=lambda m: m.target):  # the engine gives them in any order
+            if not mount.writable or _is_accepted(mount, accepted):
                 continue
-            if mount.kind == "bind" and not _is_socket(mount.source) and not _covered(mount.source, chosen):
-                why = f"a bind mount of {mount.source}: only volumes are backed up"
-                found.append(Unprotected(container.name, mount.target, why))
-            elif mount.kind == "volume" and Volume(mount.volume, "").anonymous:
+            if mount.kind == "volume" and mount.volume in anonymous:
                 why = "an anonymous volume: give it a name to have it backed up"
                 found.append(Unprotected(container.name, mount.target, why))
+            elif mount.kind == "bind":
+                source = posixpath.normpath(mount.source)
+                if not source.endswith(".sock") and not any(_inside(source, p) for p in (*_VOLATILE, *places)):
+                    why = f"a bind mount of {mount.source}: only volumes are backed up"
+                    found.append(Unprotected(container.name, mount.target, why))
     return tuple(found)
 
 
-def _is_socket(source: str) -> bool:
-    return source.endswith(".sock")
-
-
-def _covered(source: str, chosen: Sequence[Volume]) -> bool:
-    return any(_inside(posixpath.normpath(source), posixpath.normpath(v.mountpoint)) for v in chosen)
+def _is_accepted(mount: Mount, accepted: Sequence[str]) -> bool:
+    """Whether BACKUP_EXCLUDE names it. A pattern for paths starts with `/`: `*cache` is about volumes only."""
+    if mount.kind == "volume":
+        return any(fnmatchcase(mount.volume, glob) for glob in accepted)
+    source = posixpath.normpath(mount.source)
+    return any(fnmatchcase(source, glob) for glob in accepted if glob.startswith("/"))
 
 
 def _is_true(value: str | None) -> bool:
