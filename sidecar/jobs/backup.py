@@ -20,6 +20,7 @@ from sidecar import sets
 from sidecar.archive.capture import Capture, capture, measure
 from sidecar.archive.spool import Spool, SpoolSpace
 from sidecar.archive.writer import write_archive
+from sidecar.config import StageFault
 from sidecar.engine.freeze import Frozen, freeze
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
@@ -56,7 +57,7 @@ class Tools:
     plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
     spool: makes the run's empty spool. max_pause in seconds; level: ISA-L's; threads: compressors, half of the uploads
     of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt. local_by_default: nobody said where
-    to keep sets. test_stage: BACKUP_TEST_STAGE. warnings: said with every run.
+    to keep sets. stage_fault: for tests. warnings: said with every run.
     """
 
     engine: Engine
@@ -73,7 +74,7 @@ class Tools:
     version: str
     endpoint: str | None
     local_by_default: bool
-    test_stage: str | None
+    stage_fault: StageFault | None
     warnings: tuple[str, ...]
     emit: Emit
     now: Callable[[], datetime]
@@ -117,7 +118,7 @@ class _Run:
 
     def __init__(self, tags: Mapping[str, str], tools: Tools, follow: Follow, cancelled: threading.Event) -> None:
         self.ledger = Ledger(uuid.uuid4().hex[:12], tools.now(), tools.emit)
-        self.stage = Stages(tools.test_stage, tools.state, cancelled)
+        self.stage = Stages(tools.stage_fault, tools.state, cancelled)
         self._tags = tags
         self._tools = tools
         self._follow = follow

@@ -13,6 +13,7 @@ from isal import isal_zlib
 from sidecar import sets
 from sidecar.archive.parts import PartAssembler
 from sidecar.errors import (
+    ChecksumMismatch,
     ObjectExists,
     ObjectMissing,
     OwnedByAnotherHost,
@@ -124,6 +125,15 @@ class Consignment:
             stored = self._upload.complete()
             self._upload = None
             self._keys.append(stored.key)
+            # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
+            vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
+            if (stored.size, vouched) != (size, f"crc32:{crc32:08x}"):
+                raise ChecksumMismatch(
+                    f"{stored.key} has {stored.size} bytes and {stored.checksum}, but {size} bytes with crc32:{crc32:08x} "
+                    "were sent",
+                    hint="run the backup again; if it comes back, test this machine's memory",
+                    store=self.store.name,
+                )
             self.bytes_uploaded += stored.size
 
         self._try(complete)

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-STAGES = ("planned", "copied", "journalled", "frozen", "thawed", "archived", "assembled", "committed")
+from sidecar.config import StageFault
 
 
 class Stages:
@@ -16,16 +16,16 @@ class Stages:
     directory: where the file appears (the state volume). Waiting ends when `cancelled` is set.
     """
 
-    def __init__(self, order: str | None, directory: Path, cancelled: threading.Event) -> None:
-        self._stage, _, self._act = (order or "").partition("=")
+    def __init__(self, fault: StageFault | None, directory: Path, cancelled: threading.Event) -> None:
+        self._fault = fault
         self._directory = directory
         self._cancelled = cancelled
 
     def __call__(self, stage: str) -> None:
-        """The run has come to `stage`, one of STAGES."""
-        if stage != self._stage:
+        """The run has come to `stage`, one of config.STAGES."""
+        if self._fault is None or stage != self._fault.stage:
             return
-        if self._act == "kill":
+        if self._fault.action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         held = self._directory / f"held-{stage}"
         held.touch()
