@@ -301,7 +301,8 @@ def _container(facts: Mapping[str, Any]) -> Container:
         started_at=state["StartedAt"],
         pid=state["Pid"],
         labels=labels,
-        mounts=tuple(map(_mount, facts["Mounts"] or ())),
+        # The engine lists them in another order each time (tried); a container that did not change must compare equal.
+        mounts=tuple(sorted(map(_mount, facts["Mounts"] or ()), key=lambda mount: mount.target)),
         auto_remove=host["AutoRemove"],
         addresses=frozenset(addresses - {""}),
         published=frozenset(int(binding["HostPort"]) for binding in bindings if binding["HostPort"]),

@@ -1,0 +1,255 @@
+"""One contract, two engines: Docker, and the one in memory that the fast tests of the jobs run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from sidecar.engine.evidence import disturbance
+from sidecar.engine.port import Engine
+from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, NotRunning
+from sidecar.model import ContainerState, Quiesce
+from tests.contract.docker_user import DockerUser
+from tests.contract.fake_engine import FakeEngine
+
+
+@dataclass
+class Rig:
+    engine: Engine
+    user: Any
+
+    def full(self, name: str) -> str:
+        return self.user.full(name) if isinstance(self.user, DockerUser) else name
+
+    def state(self, name: str) -> ContainerState:
+        return self.engine.container(self.full(name)).state
+
+
+@pytest.fixture(params=["memory", pytest.param("docker", marks=pytest.mark.engine)])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    if request.param == "memory":
+        fake = FakeEngine()
+        yield Rig(fake, fake)
+        return
+    engine = request.getfixturevalue("docker_engine")
+    user = DockerUser(engine, request.getfixturevalue("base_image"))
+    try:
+        yield Rig(engine, user)
+    finally:
+        user.clean()
+
+
+def test_an_engine_says_who_it_is(rig: Rig) -> None:
+    identity = rig.engine.identity()
+    assert identity.id
+    assert identity.name
+    assert identity.version
+    assert identity.root.startswith("/")
+
+
+def test_a_volume_is_listed_with_its_labels_and_where_its_data_is(rig: Rig) -> None:
+    rig.user.add_volume("data", labels={"backup.group": "shop"})
+    volume = next(volume for volume in rig.engine.volumes() if volume.name == rig.full("data"))
+    assert volume.labels["backup.group"] == "shop"
+    assert volume.driver == "local"
+    assert volume.mountpoint == f"{rig.engine.identity().root}/volumes/{rig.full('data')}/_data"
+    assert not volume.anonymous
+
+
+def test_a_container_is_found_by_id_and_by_name_with_what_it_is_made_of(rig: Rig) -> None:
+    made = rig.user.run(
+        "app", labels={"com.docker.compose.project": "shop", "com.docker.compose.service": "web"},
+        volumes={"data": "/data"}, binds={"/srv": "/host"}, stop_timeout=7,
+    )  # fmt: skip
+    by_name = rig.engine.container(rig.full("app"))
+    assert by_name == rig.engine.container(made.id)
+    assert (by_name.name, by_name.state) == (rig.full("app"), ContainerState.RUNNING)
+    assert by_name.pid > 0
+    assert (by_name.project, by_name.service, by_name.role) == ("shop", "web", "")
+    assert rig.full("app") in by_name.addresses
+    assert (by_name.stop_timeout, by_name.auto_remove) == (7, False)
+    mounts = {mount.kind: mount for mount in by_name.mounts}
+    assert (mounts["volume"].volume, mounts["volume"].target) == (rig.full("data"), "/data")
+    assert (mounts["bind"].source, mounts["bind"].target, mounts["bind"].volume) == ("/srv", "/host", "")
+    assert all(mount.writable for mount in by_name.mounts)
+
+
+def test_what_a_container_may_only_read_is_told_apart(rig: Rig) -> None:
+    made = rig.user.create("reader", volumes={"data": "/data"}, read_only=True)
+    assert [mount.writable for mount in made.mounts] == [False]
+
+
+def test_a_container_that_removes_itself_and_the_usual_grace_period_are_known(rig: Rig) -> None:
+    made = rig.user.create("once", auto_remove=True)
+    assert (made.auto_remove, made.stop_timeout) == (True, 10)
+
+
+def test_all_containers_are_listed_or_those_whose_processes_exist(rig: Rig) -> None:
+    for name in ("runs", "paused", "exited"):
+        rig.user.run(name)
+    rig.user.create("created")
+    rig.engine.pause(rig.full("paused"))
+    rig.user.exit("exited")
+    ours = {rig.full(name) for name in ("runs", "paused", "exited", "created")}
+    listed = [container.name for container in rig.engine.containers()]
+    assert listed == sorted(listed)
+    assert ours <= set(listed)
+    running = {container.name for container in rig.engine.containers(running_only=True)}
+    assert running & ours == {rig.full("runs"), rig.full("paused")}
+
+
+@pytest.mark.parametrize("operation", ["container", "pause", "unpause", "start"])
+def test_a_container_that_does_not_exist_is_gone(rig: Rig, operation: str) -> None:
+    with pytest.raises(ContainerGone):
+        getattr(rig.engine, operation)("0" * 64)
+
+
+def test_stopping_a_container_that_does_not_exist_finds_it_gone(rig: Rig) -> None:
+    with pytest.raises(ContainerGone):
+        rig.engine.stop("0" * 64, timeout=1)
+
+
+def test_a_paused_container_keeps_its_process_and_runs_on_after_the_thaw(rig: Rig) -> None:
+    before = rig.user.run("app")
+    rig.engine.pause(before.id)
+    paused = rig.engine.container(before.id)
+    assert (paused.state, paused.pid, paused.started_at) == (ContainerState.PAUSED, before.pid, before.started_at)
+    assert rig.engine.unpause(before.id) is True
+    assert rig.engine.container(before.id) == before
+
+
+def test_a_container_that_is_paused_already_is_told_apart_from_one_that_we_paused(rig: Rig) -> None:
+    rig.user.run("app")
+    rig.engine.pause(rig.full("app"))
+    with pytest.raises(AlreadyPaused):
+        rig.engine.pause(rig.full("app"))
+
+
+def test_what_does_not_run_cannot_be_paused(rig: Rig) -> None:
+    rig.user.create("app")
+    with pytest.raises(NotRunning):
+        rig.engine.pause(rig.full("app"))
+
+
+def test_thawing_what_is_not_paused_changes_nothing_and_says_so(rig: Rig) -> None:
+    before = rig.user.run("app")
+    rig.user.create("created")
+    assert rig.engine.unpause(before.id) is False
+    assert rig.engine.unpause(rig.full("created")) is False
+    assert rig.engine.container(before.id) == before
+
+
+def test_stop_and_start_say_whether_there_was_something_to_do(rig: Rig) -> None:
+    before = rig.user.run("app")
+    assert rig.engine.stop(before.id, timeout=0) is True
+    stopped = rig.engine.container(before.id)
+    assert (stopped.state, stopped.pid, stopped.started_at) == (ContainerState.EXITED, 0, before.started_at)
+    assert rig.engine.stop(before.id, timeout=0) is False
+    assert rig.engine.start(before.id) is True
+    started = rig.engine.container(before.id)
+    assert started.state is ContainerState.RUNNING
+    assert started.started_at != before.started_at
+    assert rig.engine.start(before.id) is False
+
+
+def test_restarting_a_paused_container_lets_it_run_anew(rig: Rig) -> None:
+    before = rig.user.run("app")
+    rig.engine.pause(before.id)
+    rig.user.restart("app")
+    after = rig.engine.container(before.id)
+    assert after.state is ContainerState.RUNNING
+    assert (after.id, after.started_at != before.started_at, after.pid != before.pid) == (before.id, True, True)
+
+
+def test_a_signal_to_a_paused_container_resumes_the_same_process(rig: Rig) -> None:
+    before = rig.user.run("app")
+    rig.engine.pause(before.id)
+    with rig.engine.watch() as watch:
+        rig.user.kill("app", "TERM")
+        # The engine sees the resumption a moment after it happened.
+        after = before
+        for _ in range(1000):
+            after = rig.engine.container(before.id)
+            if after.state is not ContainerState.PAUSED:
+                break
+        assert after == before
+        assert "unpause" in [event.action for event in watch.events() if event.container == before.id]
+
+
+def test_a_watch_sees_what_happens_after_it_began_in_order_and_nothing_before(rig: Rig) -> None:
+    app = rig.user.run("app", labels={"backup.role": "helper"})
+    rig.engine.pause(app.id)
+    rig.engine.unpause(app.id)
+    with rig.engine.watch() as watch:
+        assert [event for event in watch.events() if event.container == app.id] == []
+        rig.engine.pause(app.id)
+        first = [event for event in watch.events() if event.container == app.id]
+        assert [(event.action, event.name, event.role) for event in first] == [("pause", app.name, "helper")]
+        rig.engine.unpause(app.id)
+        rig.engine.stop(app.id, timeout=0)
+        rig.engine.start(app.id)
+        actions = [event.action for event in watch.events() if event.container == app.id]
+        assert [action for action in actions if action != "kill"] == ["pause", "unpause", "die", "stop", "start"]
+
+
+@pytest.mark.parametrize(
+    ("act", "sign"),
+    [("restart", "start"), ("kill", "die"), ("remove", "destroy"), ("copy_into", "extract-to-dir")],
+)
+def test_what_a_user_does_to_a_paused_container_disturbs_the_freeze(rig: Rig, act: str, sign: str) -> None:
+    app = rig.user.run("app", volumes={"data": "/tmp"})
+    with rig.engine.watch() as watch:
+        rig.engine.pause(app.id)
+        getattr(rig.user, act)("app")
+        try:
+            rig.engine.unpause(app.id)
+        except ContainerGone:
+            assert act == "remove"
+        events = watch.events()
+    assert sign in [event.action for event in events if event.container == app.id]
+    assert disturbance(events, app.id, Quiesce.PAUSE)
+
+
+@pytest.mark.parametrize("action", [Quiesce.PAUSE, Quiesce.STOP])
+def test_our_own_freeze_and_thaw_disturb_nothing(rig: Rig, action: Quiesce) -> None:
+    app = rig.user.run("app")
+    with rig.engine.watch() as watch:
+        if action is Quiesce.PAUSE:
+            rig.engine.pause(app.id)
+            rig.engine.unpause(app.id)
+        else:
+            rig.engine.stop(app.id, timeout=0)
+            rig.engine.start(app.id)
+        assert disturbance(watch.events(), app.id, action) == []
+
+
+def test_more_events_than_the_engine_keeps_are_all_seen_or_refused(rig: Rig) -> None:
+    app = rig.user.run("app0")
+    with rig.engine.watch() as watch:
+        for number in range(300):
+            rig.user.rename(f"app{number}", f"app{number + 1}")
+        try:
+            seen = [event for event in watch.events() if event.container == app.id]
+        except EngineError:
+            return
+        assert len(seen) == 300
+
+
+def test_five_containers_are_paused_at_once(rig: Rig) -> None:
+    names = [rig.user.run(f"app{number}").name for number in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(rig.engine.pause, names))
+        assert {rig.engine.container(name).state for name in names} == {ContainerState.PAUSED}
+        assert list(pool.map(rig.engine.unpause, names)) == [True] * 5
+
+
+def test_an_ordinary_container_does_not_carry_our_connection(rig: Rig) -> None:
+    assert not rig.engine.carries_us(rig.user.run("app"))
+
+
+def test_outside_of_a_container_there_is_no_container_of_ours(rig: Rig) -> None:
+    assert rig.engine.this_container() is None
