@@ -1,0 +1,425 @@
+"""The backup job on an engine and stores in memory: what is committed, what is not, and what the report says."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.contract.fake_engine import FakeEngine
+
+from sidecar.archive.spool import SpoolSpace
+from sidecar.engine.journal import Journal
+from sidecar.errors import FreezeFailed, NotFound, StoreDenied, StoreUnreachable
+from sidecar.events import EVENTS, Progress
+from sidecar.jobs.backup import SetNames, Tools, backup
+from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.model import ContainerState
+from sidecar.plan import Selection, Surroundings, make_plan
+from sidecar.report import Outcome, RunReport
+from sidecar.stores.memory import MemoryStore
+from sidecar.stores.port import Store
+
+PROJECT = {"com.docker.compose.project": "shop"}
+
+
+class Shop:
+    """A host with the volumes `db` and `files` of project `shop`, used by containers of those names, and our own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.engine = FakeEngine()
+        self.stores: dict[str, Store] = {"memory": MemoryStore(off_host=True)}
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.progress: list[Progress] = []
+        self.cancelled = threading.Event()
+        self.spool_most: int | None = None
+        self.local_by_default = False
+        self.second = 0
+        for name in ("db", "files"):
+            self.engine.add_volume(name, labels=PROJECT)
+            self.engine.run(name, labels=PROJECT, volumes={name: "/data"})
+            (self.data(name) / "one").mkdir(parents=True)
+            (self.data(name) / "one" / "file").write_bytes(name.encode() * 1000)
+        self.engine.run("backup", labels={"backup.role": "sidecar"}, volumes={}, binds={})
+        self.engine.be("backup")
+
+    def data(self, volume: str) -> Path:
+        return self.directory / "volumes" / volume / "_data"
+
+    def emit(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
+        assert name in EVENTS, f"{name} is not a documented event"
+        json.dumps(fields)
+        self.events.append((name, fields))
+
+    def tick(self) -> datetime:
+        return datetime(2026, 1, 2, 3, 4, self.second, tzinfo=UTC)
+
+    def wait(self, seconds: float) -> None:
+        self.second += 1
+
+    def run(
+        self, *named: str, selection: Selection | None = None, follow: Callable[[Progress], None] | None = None
+    ) -> RunReport:
+        from dataclasses import replace
+
+        from sidecar.model import Mount
+
+        def plan(named: tuple[str, ...]) -> Any:
+            own = [Mount("volume", "", str(self.data(v.name)), False, v.name) for v in self.engine.volumes()]
+            return make_plan(
+                replace(selection or Selection(), named=named),
+                Surroundings(self.engine.volumes(), self.engine.containers(), own, frozenset(), {}, frozenset()),
+            )
+
+        state = self.directory / "state"
+        state.mkdir(exist_ok=True)
+        tools = Tools(
+            engine=self.engine,
+            plan=plan,
+            stores=self.stores,
+            journal=Journal(state / "journal.json"),
+            spool=lambda: SpoolSpace(state / "spool", self.spool_most),
+            names=SetNames(self.tick, self.wait),
+            state=state,
+            max_pause=30.0,
+            level=1,
+            threads=2,
+            host="shop-host",
+            version="test",
+            endpoint=None,
+            local_by_default=self.local_by_default,
+            stage_fault=None,
+            warnings=(),
+            emit=self.emit,
+            now=self.tick,
+        )
+        return backup(named, {"why": "test"}, tools, follow or self.progress.append, self.cancelled)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [fields for name, fields in self.events if name == event]
+
+    def archive(self, report: RunReport, volume: str, store: str = "memory") -> dict[str, bytes]:
+        """The files of an archive as Python's tarfile reads them."""
+        with self.stores[store].open(f"{report.set}/{volume}.tar.gz") as source:
+            data = source.read()
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            return {
+                member.name: archive.extractfile(member).read()  # type: ignore[union-attr]
+                for member in archive.getmembers()
+                if member.isreg()
+            }
+
+    def frozen(self) -> list[str]:
+        return [c.name for c in self.engine.containers() if c.state is ContainerState.PAUSED]
+
+    def objects(self, store: str = "memory") -> list[str]:
+        return [stored.key for stored in self.stores[store].list()]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def test_a_run_archives_every_volume_of_the_group_and_ends_good(shop: Shop) -> None:
+    report = shop.run()
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert report.set == "backup-20260102_030400"
+    assert shop.archive(report, "db") == {"./one/file": b"db" * 1000}
+    assert shop.archive(report, "files") == {"./one/file": b"files" * 1000}
+    assert [group.group for group in report.groups] == ["shop"]
+    assert report.off_host
+    assert shop.frozen() == []
+
+
+def test_the_manifest_is_written_after_everything_it_names(shop: Shop) -> None:
+    order: list[str] = []
+
+    class Watching(MemoryStore):
+        def put(self, key: str, data: bytes, **options: Any) -> Any:
+            order.append(key)
+            return super().put(key, data, **options)
+
+        def begin(self, key: str, **options: Any) -> Any:
+            order.append(key)
+            return super().begin(key, **options)
+
+    shop.stores = {"memory": Watching()}
+    report = shop.run()
+    assert order[-1] == f"{report.set}/manifest.json"
+    manifest = json.loads(_read(shop.stores["memory"], order[-1]))
+    for volume in manifest["volumes"]:
+        for key in ("archive", "index"):
+            data = _read(shop.stores["memory"], volume[key]["key"])
+            assert len(data) == volume[key]["size"]
+            assert order.index(volume[key]["key"]) < len(order) - 1
+
+
+def _read(store: Store, key: str) -> bytes:
+    with store.open(key) as source:
+        return source.read()
+
+
+def test_nothing_is_sent_to_a_store_while_a_container_is_frozen(shop: Shop) -> None:
+    engine = shop.engine
+    frozen_at_calls: list[list[str]] = []
+
+    class Watching(MemoryStore):
+        def put(self, key: str, data: bytes, **options: Any) -> Any:
+            frozen_at_calls.append([c.name for c in engine.containers() if c.state is ContainerState.PAUSED])
+            return super().put(key, data, **options)
+
+        def begin(self, key: str, **options: Any) -> Any:
+            frozen_at_calls.append([c.name for c in engine.containers() if c.state is ContainerState.PAUSED])
+            return super().begin(key, **options)
+
+        def head(self, key: str) -> Any:
+            frozen_at_calls.append([c.name for c in engine.containers() if c.state is ContainerState.PAUSED])
+            return super().head(key)
+
+    shop.stores = {"memory": Watching()}
+    shop.run()
+    assert len(frozen_at_calls) > 5
+    assert all(frozen == [] for frozen in frozen_at_calls)
+
+
+def test_all_dependents_are_frozen_while_files_are_read(shop: Shop) -> None:
+    seen: list[list[str]] = []
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying":
+            seen.append(sorted(shop.frozen()))
+
+    shop.run(follow=follow)
+    assert seen
+    assert all(frozen == ["db", "files"] for frozen in seen)
+
+
+def test_a_container_restarted_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying" and progress.volume == "files":
+            shop.engine.restart("db")
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.FAILED
+    assert report.set is None
+    assert [reason.code for reason in report.reasons] == ["freeze_broken"]
+    assert "db" in report.reasons[0].message
+    assert shop.objects() == ["owner.json"]
+    assert shop.frozen() == []
+
+
+def test_a_new_writer_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying" and progress.volume == "files":
+            shop.engine.run("intruder", volumes={"db": "/x"})
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.FAILED
+    assert "intruder" in report.reasons[0].message
+
+
+def test_a_group_that_fails_leaves_the_others_in_the_set(shop: Shop) -> None:
+    shop.engine.add_volume("other")
+    shop.engine.run("lonely", volumes={"other": "/data"})
+    shop.data("other").mkdir(parents=True)
+    shop.engine.fail("pause", "db", FreezeFailed("db cannot be frozen"), times=1000)
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert {v.volume: v.outcome for v in report.volumes} == {
+        "db": Outcome.FAILED,
+        "files": Outcome.FAILED,
+        "other": Outcome.GOOD,
+    }
+    manifest = json.loads(_read(shop.stores["memory"], f"{report.set}/manifest.json"))
+    assert [v["volume"] for v in manifest["volumes"]] == ["other"]
+    assert manifest["outcome"] == "partial"
+
+
+def test_a_spool_too_small_is_found_before_anything_is_frozen(shop: Shop) -> None:
+    shop.spool_most = 1000
+    report = shop.run()
+    assert report.outcome is Outcome.FAILED
+    assert report.reasons[0].code == "spool_full"
+    assert shop.engine.names("pause") == []
+
+
+def test_a_run_told_to_stop_while_it_reads_thaws_and_stores_nothing(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying":
+            shop.cancelled.set()
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.INTERRUPTED
+    assert shop.frozen() == []
+    assert shop.objects() == ["owner.json"]
+    assert list(shop.stores["memory"].pending()) == []
+
+
+def test_a_run_told_to_stop_while_it_uploads_leaves_no_object_and_no_upload(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "packing" and progress.volume == "files":
+            shop.cancelled.set()
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.INTERRUPTED
+    assert shop.objects() == ["owner.json"]
+    assert list(shop.stores["memory"].pending()) == []
+
+
+class Broken(MemoryStore):
+    """A store that refuses to begin uploads."""
+
+    def begin(self, key: str, **options: Any) -> Any:
+        raise StoreDenied(f"writing {key} was denied", hint="grant s3:PutObject", store=self.name)
+
+
+def test_a_store_that_fails_leaves_the_set_to_the_others(shop: Shop) -> None:
+    shop.stores = {"broken": Broken(name="broken", off_host=True), "memory": MemoryStore()}
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert report.stores["memory"].outcome is Outcome.GOOD
+    assert report.stores["broken"].outcome is Outcome.FAILED
+    assert report.stores["broken"].hint == "grant s3:PutObject"
+    assert not report.off_host
+    assert shop.objects("broken") == ["owner.json"]
+    assert f"{report.set}/manifest.json" in shop.objects()
+    assert len(shop.of("store_failed")) == 1
+
+
+def test_when_every_store_fails_nobody_is_frozen_for_nothing_again_and_the_run_fails(shop: Shop) -> None:
+    class Dead(MemoryStore):
+        def put(self, key: str, data: bytes, **options: Any) -> Any:
+            raise StoreUnreachable("nobody answers", hint="is the network up?", store=self.name)
+
+    shop.stores = {"dead": Dead(name="dead")}
+    report = shop.run()
+    assert report.outcome is Outcome.FAILED
+    assert report.set is None
+    assert [reason.code for reason in report.reasons] == ["store_failed"]
+    assert shop.engine.names("pause") == []
+
+
+def test_a_prefix_of_another_engine_is_refused_with_a_hint(shop: Shop) -> None:
+    shop.stores["memory"].put("owner.json", b'{"format":1,"engine":"OTHER","host":"elsewhere"}')
+    report = shop.run()
+    assert report.outcome is Outcome.FAILED
+    assert "elsewhere" in report.reasons[0].message
+    assert "BACKUP_HOST" in report.reasons[0].hint
+    assert shop.objects() == ["owner.json"]
+
+
+def test_a_set_name_that_is_taken_is_never_written_again(shop: Shop) -> None:
+    first = shop.run()
+    before = {key: _read(shop.stores["memory"], key) for key in shop.objects()}
+    second = shop.run()  # in the same second, by a clock that stands still
+    assert second.set != first.set
+    assert {key: _read(shop.stores["memory"], key) for key in before} == before
+
+
+def test_without_a_bucket_every_run_says_that_nothing_is_off_this_host(shop: Shop) -> None:
+    shop.local_by_default = True
+    for _ in range(2):
+        report = shop.run()
+        assert report.outcome is Outcome.PARTIAL
+        assert [reason.code for reason in report.reasons] == ["not_off_host"]
+    assert len(shop.of("not_off_host")) == 2
+
+
+def test_a_volume_that_cannot_be_read_fails_alone_and_by_name(shop: Shop) -> None:
+    shop.data("files").rename(shop.directory / "gone")
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert [(v.volume, v.outcome) for v in report.volumes] == [("files", Outcome.FAILED), ("db", Outcome.GOOD)]
+    assert report.reasons[0].volume == "files"
+    assert shop.archive(report, "db") == {"./one/file": b"db" * 1000}
+
+
+def test_an_unprotected_mount_has_a_reason_and_an_event(shop: Shop) -> None:
+    shop.engine.run("web", binds={"/srv/www": "/www"})
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert [(u.container, u.mount) for u in report.unprotected] == [("web", "/www")]
+    assert len(shop.of("unprotected_mount")) == 1
+    accepted = shop.run(selection=Selection(exclude=("/srv/*",)))
+    assert accepted.outcome is Outcome.GOOD
+
+
+def test_an_unknown_volume_is_not_found_and_touches_nothing(shop: Shop) -> None:
+    with pytest.raises(NotFound, match="dbb"):
+        shop.run("dbb")
+    assert shop.engine.names("pause") == []
+    assert shop.objects() == []
+
+
+def test_a_named_volume_alone_is_backed_up(shop: Shop) -> None:
+    report = shop.run("db")
+    assert [v.volume for v in report.volumes] == ["db"]
+    assert shop.engine.names("pause") == ["db"]
+
+
+def test_a_container_that_was_paused_before_stays_paused(shop: Shop) -> None:
+    shop.engine.pause("files")
+    report = shop.run()
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert shop.frozen() == ["files"]
+
+
+def test_nothing_to_back_up_is_said(shop: Shop) -> None:
+    report = shop.run(selection=Selection(exclude=("*",)))
+    assert report.outcome is Outcome.PARTIAL
+    assert [reason.code for reason in report.reasons] == ["no_volumes"]
+    assert report.set is None
+
+
+def test_the_spool_is_empty_after_a_run(shop: Shop) -> None:
+    shop.run()
+    assert list((shop.directory / "state" / "spool").iterdir()) == []
+    assert not (shop.directory / "state" / "journal.json").exists()
+
+
+def test_the_report_is_what_json_promises(shop: Shop) -> None:
+    report = shop.run().as_json()
+    assert set(report) >= {
+        "run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons", "unprotected", "stores",
+        "groups", "volumes", "warnings",
+    }  # fmt: skip
+    assert json.loads(json.dumps(report))["started"] == "2026-01-02T03:04:00Z"
+    assert {key for volume in report["volumes"] for key in volume} == {
+        "volume", "outcome", "files", "bytes_read", "archive_bytes", "bytes_uploaded", "bytes_reused", "changed_files",
+        "error", "hint",
+    }  # fmt: skip
+
+
+def test_a_set_is_listed_with_its_volumes_and_files(shop: Shop) -> None:
+    report = shop.run()
+    (listed,) = list_sets(shop.stores)["sets"]
+    assert (listed["set"], listed["stores"], listed["tags"]) == (report.set, ["memory"], {"why": "test"})
+    assert set(listed["volumes"]) == {"db", "files"}
+    files = list_files(shop.stores, "latest", "db", "one/*")["files"]
+    assert [(file["path"], file["size"]) for file in files] == [("one/file", 2000)]
+    with pytest.raises(NotFound, match="dx") as caught:
+        list_files(shop.stores, str(report.set), "dx", None)
+    assert "db" in caught.value.hint
+
+
+def test_a_half_written_set_is_not_listed(shop: Shop) -> None:
+    report = shop.run()
+    shop.stores["memory"].delete([f"{report.set}/manifest.json"])
+    assert list_sets(shop.stores)["sets"] == []
+
+
+def test_a_large_archive_is_sent_in_parts_and_is_whole(shop: Shop) -> None:
+    content = b"".join(hashlib.sha256(str(n).encode()).digest() for n in range(1_000_000))  # 32 MB, incompressible
+    (shop.data("db") / "large").write_bytes(content)
+    report = shop.run()
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert shop.archive(report, "db")["./large"] == content
