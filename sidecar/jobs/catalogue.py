@@ -52,9 +52,13 @@ def read_catalogue(stores: Mapping[str, Store]) -> Catalogue:
     return Catalogue(manifests, holders, errors)
 
 
-def list_sets(stores: Mapping[str, Store]) -> dict[str, Any]:
-    """The object of `list --json`, newest set last."""
-    catalogue = read_catalogue(stores)
+def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str, Any]:
+    """The object of `list --json`, newest set last; with `only`, that set alone (or `latest`).
+
+    Raises NotFound, and a store's error when no store answered.
+    """
+    catalogue = _answered(stores)
+    chosen = [catalogue.find(only)] if only else [m for _, m in sorted(catalogue.manifests.items())]
     return {
         "sets": [
             {
@@ -72,7 +76,7 @@ def list_sets(stores: Mapping[str, Store]) -> dict[str, Any]:
                 "verified": None,
                 "drilled": None,
             }
-            for _, manifest in sorted(catalogue.manifests.items())
+            for manifest in chosen
         ],
         "errors": {
             name: {"code": error.code, "message": error.message, "hint": error.hint}
@@ -86,9 +90,7 @@ def list_files(stores: Mapping[str, Store], set_name: str, volume: str, pattern:
 
     Raises NotFound for an unknown set or volume, StoreError, SetInvalid.
     """
-    catalogue = read_catalogue(stores)
-    if not catalogue.manifests and catalogue.errors:
-        raise next(iter(catalogue.errors.values()))
+    catalogue = _answered(stores)
     manifest = catalogue.find(set_name)
     found = {v.volume: v for v in manifest.volumes}
     if volume not in found:
@@ -108,6 +110,13 @@ def read_document(store: Store, key: str) -> bytes:
     """A small object, whole. Raises StoreError."""
     with store.open(key) as source:
         return b"".join(iter(lambda: source.read(_CHUNK), b""))
+
+
+def _answered(stores: Mapping[str, Store]) -> Catalogue:
+    catalogue = read_catalogue(stores)
+    if len(catalogue.errors) == len(stores):
+        raise next(iter(catalogue.errors.values()))
+    return catalogue
 
 
 def _manifests(store: Store) -> Iterator[sets.Manifest]:

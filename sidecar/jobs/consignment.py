@@ -129,7 +129,7 @@ class Consignment:
             vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
             if (stored.size, vouched) != (size, f"crc32:{crc32:08x}"):
                 raise ChecksumMismatch(
-                    f"{stored.key} has {stored.size} bytes and {stored.checksum}, but {size} bytes with crc32:{crc32:08x} "
+                    f"{stored.key} has {stored.size} bytes, {stored.checksum}; {size} bytes, crc32:{crc32:08x} "
                     "were sent",
                     hint="run the backup again; if it comes back, test this machine's memory",
                     store=self.store.name,

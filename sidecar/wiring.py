@@ -1,0 +1,150 @@
+"""The one place that builds the real engine and the real stores, and hands them to the jobs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sidecar import __version__
+from sidecar.archive.spool import SpoolSpace
+from sidecar.config import Settings
+from sidecar.engine.docker import connect
+from sidecar.engine.journal import Journal
+from sidecar.engine.port import Engine
+from sidecar.engine.recovery import recover
+from sidecar.errors import EngineUnreachable, MountMissing
+from sidecar.events import Emit, Follow
+from sidecar.jobs.backup import SetNames, Tools, backup
+from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.jobs.discover import Discovery
+from sidecar.plan import Selection
+from sidecar.report import RunReport
+from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.stores.local import LocalStore
+from sidecar.stores.port import Store
+from sidecar.stores.retrying import Retry, RetryingStore
+from sidecar.stores.s3 import S3Settings, S3Store
+
+STATE = Path("/state")
+_UNIX = "unix://"
+
+
+def build_jobs(settings: Settings, emit: Emit) -> Jobs:
+    """The jobs on this machine's engine and the stores that the settings name.
+
+    Raises MountMissing when the socket, /volumes or /state is not mounted, EngineError, StoreError.
+    """
+    engine = _connect(settings)
+    selection = Selection(include=settings.include, exclude=settings.exclude, quiesce=settings.quiesce)
+    discovery = Discovery(engine, selection, settings.endpoint)
+    discovery.check_mounts()
+    return _Jobs(settings, emit, engine, discovery)
+
+
+class _Jobs:
+    def __init__(self, settings: Settings, emit: Emit, engine: Engine, discovery: Discovery) -> None:
+        self._settings = settings
+        self._emit = emit
+        self._engine = engine
+        self._discovery = discovery
+        self._journal = Journal(STATE / "journal.json")
+        self._names = SetNames(_now, time.sleep)
+        self._bare_stores = {name: _store(name, settings) for name in settings.stores}
+
+    def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
+        settings = self._settings
+        tools = Tools(
+            engine=self._engine,
+            plan=self._discovery,
+            stores=self._stores(cancelled),
+            journal=self._journal,
+            spool=lambda: SpoolSpace(STATE / "spool", settings.spool_max),
+            names=self._names,
+            state=STATE,
+            max_pause=settings.max_pause.total_seconds(),
+            level=settings.compression,
+            threads=_cores(),
+            host=settings.host or self._engine.identity().name,
+            version=__version__,
+            endpoint=settings.endpoint,
+            local_by_default=settings.local_by_default,
+            stage_fault=settings.stage_fault,
+            warnings=settings.warnings,
+            emit=self._emit,
+            now=_now,
+        )
+        return backup(request.volumes, request.tags, tools, follow, cancelled)
+
+    def plan(self) -> dict[str, Any]:
+        stores = {name: store.location for name, store in self._bare_stores.items()}
+        return self._discovery(()).as_json() | {"stores": stores}
+
+    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+        stores = self._stores(threading.Event())
+        if set_name is None or volume is None:
+            return list_sets(stores, set_name)
+        return list_files(stores, set_name, volume, pattern)
+
+    def recover(self) -> None:
+        recover(self._journal, self._engine, self._emit)
+
+    def _stores(self, cancelled: threading.Event) -> Mapping[str, Store]:
+        return {
+            name: RetryingStore(store, on_retry=self._on_retry, cancelled=cancelled.is_set)
+            for name, store in self._bare_stores.items()
+        }
+
+    def _on_retry(self, retry: Retry) -> None:
+        self._emit(
+            "store_retry",
+            store=retry.store,
+            operation=retry.operation,
+            key=retry.key,
+            attempt=retry.attempt,
+            wait_s=round(retry.wait, 1),
+            error=retry.error.message,
+            hint=retry.error.hint,
+        )
+
+
+def _connect(settings: Settings) -> Engine:
+    try:
+        return connect({**os.environ, "DOCKER_HOST": settings.docker_host})
+    except EngineUnreachable as error:
+        socket = settings.docker_host.removeprefix(_UNIX)
+        if settings.docker_host.startswith(_UNIX) and not Path(socket).exists():
+            raise MountMissing(error.message, hint=error.hint) from error
+        raise
+
+
+def _store(name: str, settings: Settings) -> Store:
+    if name == "local":
+        return LocalStore(settings.local_dir, prefix=settings.host or "")
+    assert settings.bucket is not None, "config.load refuses `s3` without a bucket"
+    return S3Store(
+        S3Settings(
+            bucket=settings.bucket,
+            prefix="/".join(filter(None, (settings.prefix, settings.host))),
+            region=settings.region,
+            endpoint=settings.endpoint,
+            storage_class=settings.storage_class,
+            sse=settings.sse,
+            access_key=settings.access_key_id,
+            secret_key=settings.secret_access_key,
+            session_token=settings.session_token,
+            connections=2 * _cores() + 2,
+        )
+    )
+
+
+def _cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
