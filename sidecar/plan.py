@@ -18,7 +18,6 @@ from sidecar.model import ROLE_LABEL, Container, Mount, Quiesce, Volume
 from sidecar.report import Unprotected
 
 VOLUMES_TARGET = "/volumes"
-OWN_TARGETS = ("/state", "/data/backups")  # volumes that we mount there are ours and never backed up
 
 # Nothing there outlives a reboot (hier(7): devices, kernel interfaces, run-time files): no backup could bring it back.
 _VOLATILE = ("/dev", "/proc", "/sys", "/run", "/var/run")
@@ -182,7 +181,7 @@ def can_write(container: Container, volume: Volume) -> bool:
 def _touches(mount: Mount, volume: Volume) -> bool:
     if mount.kind == "volume":
         return mount.volume == volume.name
-    if mount.kind != "bind" or not mount.source:
+    if mount.kind != "bind":
         return False
     source = posixpath.normpath(mount.source)
     return any(_inside(source, place) or _inside(place, source) for place in _places(volume))
@@ -272,10 +271,9 @@ def _left_out(volume: Volume, selection: Selection, around: Surroundings) -> Ski
 
 
 def _is_ours(volume: Volume, own_mounts: Sequence[Mount]) -> bool:
-    """Whether it carries our label, or we keep our state or our sets in it: what we write grows with every run."""
-    mounts = [m for m in own_mounts if m.kind == "volume" and m.volume == volume.name]
+    """Whether it carries our label, or we write in it (our state, local sets), which would grow with every run."""
     return bool(volume.labels.get(ROLE_LABEL)) or any(
-        m.target in OWN_TARGETS or (m.writable and not _inside(m.target, VOLUMES_TARGET)) for m in mounts
+        m.volume == volume.name and m.writable and not _inside(m.target, VOLUMES_TARGET) for m in own_mounts
     )
 
 
@@ -287,7 +285,7 @@ def _located(volume: Volume, around: Surroundings) -> PlannedVolume | Skipped:
 
     explicit_target = f"{VOLUMES_TARGET}/{volume.name}"
     explicit_hint = f"mount the volume read-only at {explicit_target} in docker-compose.backup.yml"
-    targets = [m.target for m in around.own_mounts if m.kind == "volume" and m.volume == volume.name]
+    targets = [m.target for m in around.own_mounts if m.volume == volume.name]
     if targets:
         return PlannedVolume(volume, explicit_target if explicit_target in targets else min(targets))
     roots = [m for m in around.own_mounts if m.target == VOLUMES_TARGET and m.kind == "bind"]
@@ -377,7 +375,7 @@ def _unprotected(
         for mount in sorted(container.mounts, key=lambda m: m.target):  # the engine gives them in any order
             if not mount.writable or _is_accepted(mount, accepted):
                 continue
-            if mount.kind == "volume" and mount.volume in anonymous:
+            if mount.volume in anonymous:
                 why = "an anonymous volume: give it a name to have it backed up"
                 found.append(Unprotected(container.name, mount.target, why))
             elif mount.kind == "bind":

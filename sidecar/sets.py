@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,9 +22,13 @@ MANIFEST = "manifest.json"
 RECOVER = "RECOVER.txt"
 OWNER = "owner.json"
 
-_SET_NAME = re.compile(r"backup-(\d{8}_\d{6})")
+_SET_NAME = re.compile(r"backup-([0-9]{8}_[0-9]{6})")
 _STAMP = "%Y%m%d_%H%M%S"
-_SECRET_OPTION = re.compile(r"(?i)\b(pass\w*|secret\w*|cred\w*|key\w*|token\w*)=[^,\s]*")
+# Mount options (`password=` of CIFS, `secret=` of Ceph) and plugins' own (`s3-secret-access-key`; `config`, a whole
+# rclone.conf). A word too many costs an option's value in the manifest, a word too few somebody's password.
+_SECRET = re.compile("pass|pwd|secret|cred|token|key|conf", re.IGNORECASE)
+_SECRET_AND_REST = re.compile(rf"((?:{_SECRET.pattern})[^=]{{0,64}}=).*", re.DOTALL | re.IGNORECASE)
+_PASSWORD_IN_ADDRESS = re.compile(r"(//[^/@:\s]*:)[^/\s]*@")
 
 
 def set_name(moment: datetime) -> str:
@@ -121,43 +126,30 @@ class Manifest:
     @classmethod
     def from_json(cls, data: bytes, *, where: str) -> Manifest:
         """Read one back; `where` is named in errors. Unknown keys are ignored. Raises SetInvalid."""
-        try:
-            document = json.loads(data)
-            if document["format"] != FORMAT:
-                raise SetInvalid(
-                    f"{where} has format {document['format']!r}, and this version reads {FORMAT}",
-                    hint="use the version that wrote it, or a newer one",
-                )
+        document = _read(data, where)
+        with _damaged(where):
             return cls(
-                set=document["set"],
-                time=document["time"],
+                set=_text(document["set"]),
+                time=_text(document["time"]),
                 outcome=Outcome(document["outcome"]),
-                host=document["host"],
-                engine=document["engine"],
-                version=document["version"],
-                volumes=tuple(_volume(v) for v in document["volumes"]),
-                groups=tuple(
-                    SetGroup(g["group"], g["frozen_at"], g["paused_ms"], tuple(g["containers"]))
-                    for g in document["groups"]
-                ),
-                reasons=tuple(
-                    Reason(r["code"], r["message"], r["hint"], r["volume"], r["store"]) for r in document["reasons"]
-                ),
-                tags=document["tags"],
+                host=_text(document["host"]),
+                engine=_text(document["engine"]),
+                version=_text(document["version"]),
+                volumes=tuple(_volume(v) for v in _list(document["volumes"])),
+                groups=tuple(_group(g) for g in _list(document["groups"])),
+                reasons=tuple(_reason(r) for r in _list(document["reasons"])),
+                tags=_texts(document["tags"]),
             )
-        except (ValueError, KeyError, TypeError) as exc:
-            raise SetInvalid(f"{where} is damaged: {exc!r}", hint="verify the set") from exc
 
 
 def without_secrets(options: Mapping[str, str]) -> dict[str, str]:
     """Driver options as they may be recorded: values that look like credentials are blotted out."""
-    blotted = {}
-    for name, value in options.items():
-        if _SECRET_OPTION.match(f"{name}="):
-            blotted[name] = "…"
-        else:
-            blotted[name] = _SECRET_OPTION.sub(lambda match: f"{match[1]}=…", value)
-    return blotted
+    return {name: "…" if _SECRET.search(name) else _blotted(value) for name, value in options.items()}
+
+
+def _blotted(value: str) -> str:
+    value = _PASSWORD_IN_ADDRESS.sub(r"\1…@", value)
+    return ",".join(_SECRET_AND_REST.sub(r"\1…", option) for option in value.split(","))
 
 
 def owner_document(engine: str, host: str, since: datetime) -> bytes:
@@ -167,20 +159,20 @@ def owner_document(engine: str, host: str, since: datetime) -> bytes:
 
 def owner_of(data: bytes) -> tuple[str, str]:
     """Engine ID and host of an `owner.json`. Raises SetInvalid."""
-    try:
-        document = json.loads(data)
-        return str(document["engine"]), str(document["host"])
-    except (ValueError, KeyError, TypeError) as exc:
-        raise SetInvalid(f"{OWNER} is damaged", hint="move it away by hand if the prefix is yours alone") from exc
+    document = _read(data, OWNER)
+    with _damaged(OWNER):
+        return _text(document["engine"]), _text(document["host"])
 
 
 def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
     """RECOVER.txt: how to get every volume back with `aws`, `tar` and `docker` alone.
 
     base: `s3://bucket/prefix` or a directory; endpoint: of an S3 server that is not Amazon's. It is a document for a
-    bad day, so each step says what it does, and every command can be pasted.
+    bad day, so each step says what it does, and every command can be pasted: commands, and they alone, are indented by
+    seven blanks.
     """
     from_s3 = base.startswith("s3://")
+    base = base.rstrip("/")
     # The option and not AWS_ENDPOINT_URL: the AWS CLI of Debian 12 (2.9) does not know that variable.
     fetch = f"aws --endpoint-url {shlex.quote(endpoint)} s3 cp" if endpoint else "aws s3 cp"
     lines = [
@@ -196,10 +188,22 @@ def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
         "",
     ]
     if from_s3:
-        lines += ["   Give the AWS CLI your credentials (aws configure), then:", ""]
+        lines += [
+            "   Give the AWS CLI your credentials (aws configure), then:",
+            "",
+            f"       SET={shlex.quote(f'{base}/{manifest.set}')}",
+            "",
+        ]
+    else:
+        # Not the path as written: the host knows that directory by another name, and it may have been copied.
+        lines += [
+            "   Go to the directory that this file lies in (the backup container wrote it as",
+            f"   {base}/{manifest.set}), then:",
+            "",
+            "       SET=$PWD",
+            "",
+        ]
     lines += [
-        f"       SET={shlex.quote(f'{base}/{manifest.set}')}",
-        "",
         "2. Stop what uses the volumes. Compose:  docker-compose stop",
         "",
         "3. One volume at a time. DIR is the directory to restore into; it must exist and should be empty.",
@@ -215,12 +219,13 @@ def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
         lines += [
             f"   {volume.volume}: {volume.files} entries, {volume.archive.size} bytes, "
             f"{volume.raw_bytes} bytes unpacked" + ("" if volume.outcome is Outcome.GOOD else f" ({volume.outcome})"),
+            *_origin(volume),
+            *(f"   Changed while it was read: {_in_one_line(path)}" for path in volume.changed_files),
             "",
             f"       {read} \\",
             "         | tar --numeric-owner --acls --xattrs --xattrs-include='*' -xzpf - -C \"$DIR\"",
             "",
         ]
-        lines += [f"       changed while it was read: {path!r}" for path in volume.changed_files]
     lines += [
         "4. To check an archive without unpacking it: gzip checks every block against its checksum.",
         "",
@@ -236,31 +241,115 @@ def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
     return "\n".join(lines)
 
 
+def _origin(volume: SetVolume) -> list[str]:
+    """What `docker volume create NAME` alone would not bring back."""
+    if volume.driver == "local" and not volume.options:
+        return []
+    options = "".join(f" --opt {_in_one_line(f'{name}={value}')}" for name, value in sorted(volume.options.items()))
+    return [f"   Its data came from elsewhere: it was made with --driver {_in_one_line(volume.driver)}{options}"]
+
+
+def _in_one_line(text: str) -> str:
+    """Names that others chose, harmless even when the whole document is pasted into a shell."""
+    return shlex.quote("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
+
+
 def listed(manifests: Mapping[str, Sequence[Manifest]]) -> list[Manifest]:
     """The sets of several stores, each once, oldest first. manifests: store name to its manifests."""
     by_name = {m.set: m for of_store in manifests.values() for m in of_store}
     return [by_name[name] for name in sorted(by_name)]
 
 
+def _read(data: bytes, where: str) -> dict[str, Any]:
+    """A document of our format. Raises SetInvalid."""
+    with _damaged(where):
+        document = json.loads(data)
+        if document["format"] != FORMAT:
+            raise SetInvalid(
+                f"{where} has format {document['format']!r}, and this version reads {FORMAT}",
+                hint="use the version that wrote it, or a newer one",
+            )
+        return dict(document)
+
+
+@contextmanager
+def _damaged(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        what = f"it has no {exc}" if isinstance(exc, KeyError) else str(exc)
+        if where == OWNER:
+            hint = "move it away by hand if the prefix is yours alone"
+        else:
+            hint = "its archives may be whole all the same: RECOVER.txt beside it says how to read them"
+        raise SetInvalid(f"{where} is damaged: {what}", hint=hint) from exc
+
+
 def _volume(document: dict[str, Any]) -> SetVolume:
     return SetVolume(
-        volume=document["volume"],
-        group=document["group"],
+        volume=_text(document["volume"]),
+        group=_text(document["group"]),
         outcome=Outcome(document["outcome"]),
         archive=_object(document["archive"]),
         index=_object(document["index"]),
-        raw_bytes=document["raw_bytes"],
-        files=document["files"],
-        driver=document["driver"],
-        options=document["options"],
-        labels=document["labels"],
-        mountpoint=document["mountpoint"],
-        changed_files=tuple(document["changed_files"]),
+        raw_bytes=_count(document["raw_bytes"]),
+        files=_count(document["files"]),
+        driver=_text(document["driver"]),
+        options=_texts(document["options"]),
+        labels=_texts(document["labels"]),
+        mountpoint=_text(document["mountpoint"]),
+        changed_files=tuple(_text(path) for path in _list(document["changed_files"])),
     )
 
 
 def _object(document: dict[str, Any]) -> StoredObject:
-    return StoredObject(document["key"], document["size"], document["crc32"])
+    return StoredObject(_text(document["key"]), _count(document["size"]), _text(document["crc32"]))
+
+
+def _group(document: dict[str, Any]) -> SetGroup:
+    containers = tuple(_text(name) for name in _list(document["containers"]))
+    return SetGroup(_text(document["group"]), _text(document["frozen_at"]), _number(document["paused_ms"]), containers)
+
+
+def _reason(document: dict[str, Any]) -> Reason:
+    volume, store = document["volume"], document["store"]
+    return Reason(
+        _text(document["code"]),
+        _text(document["message"]),
+        _text(document["hint"]),
+        None if volume is None else _text(volume),
+        None if store is None else _text(store),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text belongs")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{type(value).__name__} where a count belongs")
+    return value
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{type(value).__name__} where a number belongs")
+    return float(value)
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} where a list belongs")
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} where an object belongs")
+    return {name: _text(text) for name, text in value.items()}
 
 
 def _document(content: dict[str, Any]) -> bytes:

@@ -178,12 +178,13 @@ def test_a_dependent_has_a_writable_mount_of_the_volume_or_a_writable_bind_at_ab
     assert can_write(container("app", mount), volume("db")) is writes
 
 
+@pytest.mark.parametrize("how", ["bind", "rw,rbind"])
 @pytest.mark.parametrize(
     ("source", "writes"),
     [("/srv/db", True), ("/srv/db/base", True), ("/srv", True), ("/srv/db2", False), (f"{ROOT}/db", True)],
 )
-def test_a_bind_volume_is_written_through_its_device_too(source: str, writes: bool) -> None:
-    bound = volume("db", options={"type": "none", "o": "bind,rw", "device": "/srv/db"})
+def test_a_bind_volume_is_written_through_its_device_too(source: str, writes: bool, how: str) -> None:
+    bound = volume("db", options={"type": "none", "o": how, "device": "/srv/db"})
 
     assert can_write(container("app", bind(source)), bound) is writes
 
@@ -471,6 +472,12 @@ def test_a_volume_is_read_below_the_one_mount_of_the_engines_volume_directory() 
     assert paths(plan(volume("db"))) == {"db": "/volumes/db/_data"}
 
 
+def test_the_sidecars_other_mounts_are_not_taken_for_the_volume_directory() -> None:
+    own = (bind("/", "/host"), bind("/var/lib/docker", "/data/backups"), VOLUMES_MOUNT, bind(ROOT, "/volumes/x"))
+
+    assert paths(plan(volume("db"), own=own)) == {"db": "/volumes/db/_data"}
+
+
 @pytest.mark.parametrize(
     ("source", "path"),
     [("/var/lib/docker", "/volumes/volumes/db/_data"), ("/", "/volumes/var/lib/docker/volumes/db/_data")],
@@ -489,7 +496,9 @@ def test_a_moved_data_root_fails_by_name(mountpoint: str) -> None:
 
 
 def test_without_any_mount_of_the_volume_directory_every_volume_fails_by_name() -> None:
-    made = plan(volume("db"), volume("files"), own=(STATE_MOUNT,))
+    sets = bind("/srv/backups", "/data/backups")
+    not_the_engines = Mount("volume", f"{ROOT}/other/_data", "/volumes", writable=False, volume="other")
+    made = plan(volume("db"), volume("files"), own=(STATE_MOUNT, sets, not_the_engines))
 
     assert "/volumes" in failure(made, "db")
     assert "/volumes" in failure(made, "files")
@@ -566,7 +575,7 @@ def test_writable_bind_mounts_and_anonymous_volumes_are_named_and_nothing_else_i
 
 
 @pytest.mark.parametrize(
-    "source", ["/var/run/docker.sock", "/srv/app/php.sock", "/dev/dri", "/proc", "/sys/fs", "/run"]
+    "source", ["/var/run/docker.sock", "/srv/app/php.sock", "/dev/dri", "/proc", "/sys/fs", "/run", "/var/run/app"]
 )
 def test_sockets_and_what_does_not_outlive_a_reboot_hold_nothing_to_protect(source: str) -> None:
     assert unprotected(plan(container("app", bind(source)))) == []
