@@ -11,7 +11,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from sidecar.archive.entry import Entry, Extent, Kind, Signature, kind_of
 from sidecar.archive.spool import Spool
@@ -21,6 +23,9 @@ _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_N
 _OPEN_DIRECTORY = _OPEN_FILE | os.O_DIRECTORY
 _REPLACED = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO)  # vanished; now a symlink, a file, a socket
 _SECTOR = 512  # the unit of st_blocks, whatever the file system's block is
+_OPEN_LEVELS = 100  # descriptors for the way down; a process may have as few as 1,024
+_TELL_EVERY = 1024 * 1024  # bytes; asking and telling for each small file would cost as much as reading it
+_TELL_EVERY_ENTRIES = 128
 
 
 @dataclass(slots=True)
@@ -47,42 +52,39 @@ def measure(root: str) -> tuple[int, int]:
     """
     files = size = 0
     linked: set[tuple[int, int]] = set()
-    pending = [_open_root(root)]
+    path = b""
     try:
-        while pending:
-            directory = pending.pop()
-            try:
-                with os.scandir(directory) as entries:
-                    for entry in entries:
-                        try:
-                            status = entry.stat(follow_symlinks=False)
-                            if stat.S_ISDIR(status.st_mode):
-                                pending.append(os.open(entry.name, _OPEN_DIRECTORY, dir_fd=directory))
-                                continue
-                        except FileNotFoundError:
-                            continue
-                        if not stat.S_ISREG(status.st_mode):
-                            continue
-                        if status.st_nlink > 1:
-                            if (status.st_dev, status.st_ino) in linked:
-                                continue
-                            linked.add((status.st_dev, status.st_ino))
+        with closing(_Descent(_open_root(root))) as descent:
+            while descent.levels:
+                level = descent.levels[-1]
+                for name, kind in level.names:
+                    path = level.prefix + os.fsencode(name)
+                    if kind is Kind.DIRECTORY and descent.enter(name, path):
+                        break
+                    if kind is not Kind.FILE:
+                        continue
+                    try:
+                        status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    identity = (status.st_dev, status.st_ino)
+                    if identity not in linked:
                         files += 1
                         size += min(status.st_size, status.st_blocks * _SECTOR)
-            finally:
-                os.close(directory)
+                    if status.st_nlink > 1:
+                        linked.add(identity)
+                else:
+                    descent.leave()
     except OSError as exc:
-        raise _unreadable(root, exc) from exc
-    finally:
-        for directory in pending:
-            os.close(directory)
+        raise _unreadable(root, exc, path) from exc
     return files, size
 
 
 def capture(root: str, spool: Spool, check: Callable[[], None], copied: Callable[[int], None]) -> Capture:
     """Copy the tree below `root` into the spool, as one walk.
 
-    check: called often; raises to stop (budget spent, told to stop). copied: told the bytes copied since its last call.
+    check: called often (each directory, mebibyte, 128 entries); raises to stop (budget spent, told to stop).
+    copied: told the bytes copied since its last call, as often.
     Raises what check raises, SpoolFull, VolumeUnavailable, VolumeUnreadable.
     """
     walk = _Walk(Capture(spool), check, copied)
@@ -111,7 +113,8 @@ def _unreadable(root: str, exc: OSError, path: bytes = b"") -> SidecarError:
         errno.EACCES: "the container needs cap_add: [DAC_READ_SEARCH]",
         errno.EPERM: "the container needs cap_add: [DAC_READ_SEARCH]",
         errno.EIO: "the disk or the file system is damaged: see the kernel's log",
-        errno.EMFILE: "directories are nested deeper than the limit of open files: raise ulimits.nofile",
+        errno.EMFILE: "the limit of open files is too low: raise ulimits.nofile",
+        errno.EAGAIN: "a program holds a lease on the file (Samba's kernel oplocks): let the sidecar stop it instead",
         errno.ESTALE: "the network file system lost the file: is its server up?",
     }
     return VolumeUnreadable(f"reading {where!r} failed: {exc.strerror}", hint=hints.get(exc.errno or 0, ""))
@@ -119,152 +122,217 @@ def _unreadable(root: str, exc: OSError, path: bytes = b"") -> SidecarError:
 
 @dataclass(slots=True)
 class _Level:
-    descriptor: int
+    descriptor: int  # -1 while it is closed
     path: bytes
+    prefix: bytes  # of its entries' paths
     before: os.stat_result
-    names: Iterator[os.DirEntry[str]]
+    names: Iterator[tuple[str, Kind | None]]
+
+
+class _Descent:
+    """The directories from the root down to the one being read.
+
+    Without recursion, and with few descriptors open, because a 4,000-byte path may be 2,000 directories deep: those
+    high up are closed on the way down, and opened again through `..` on the way up.
+    """
+
+    def __init__(self, top: int) -> None:
+        self.levels: list[_Level] = []
+        self._push(top, b"", b"")
+
+    def enter(self, name: str, path: bytes) -> bool:
+        """Go down into the last level's directory `name`; False where it is none any more."""
+        try:
+            descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=self.levels[-1].descriptor)
+        except OSError as exc:
+            if exc.errno in _REPLACED:
+                return False
+            raise
+        self._push(descriptor, path, path + b"/")
+        if len(self.levels) > _OPEN_LEVELS:
+            high = self.levels[-1 - _OPEN_LEVELS]
+            os.close(high.descriptor)
+            high.descriptor = -1
+        return True
+
+    def leave(self) -> None:
+        """Go up. Raises VolumeUnreadable where what is above is not the directory that we came from."""
+        level = self.levels[-1]
+        if len(self.levels) > 1 and self.levels[-2].descriptor < 0:
+            above = self.levels[-2]
+            above.descriptor = os.open("..", _OPEN_DIRECTORY, dir_fd=level.descriptor)
+            if not os.path.samestat(os.fstat(above.descriptor), above.before):
+                raise VolumeUnreadable(
+                    f"the directory {os.fsdecode(level.path)!r} was moved away while it was read",
+                    hint="something outside the frozen containers writes to the volume: find it and freeze it too",
+                )
+        self.levels.pop()
+        os.close(level.descriptor)
+
+    def close(self) -> None:
+        """Close what is open."""
+        for level in self.levels:
+            if level.descriptor >= 0:
+                os.close(level.descriptor)
+        self.levels.clear()
+
+    def _push(self, descriptor: int, path: bytes, prefix: bytes) -> None:
+        try:
+            before = os.fstat(descriptor)
+            with os.scandir(descriptor) as entries:
+                # Not the entries themselves: they remember the number of a descriptor that may be closed by then.
+                names = [(entry.name, _listed_kind(entry)) for entry in entries]
+            names.sort(key=itemgetter(0))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self.levels.append(_Level(descriptor, path, prefix, before, iter(names)))
 
 
 class _Walk:
-    """Depth first without recursion: a 4,000-byte path may be 2,000 directories deep."""
+    """One walk of `capture`."""
 
     def __init__(self, captured: Capture, check: Callable[[], None], copied: Callable[[int], None]) -> None:
         self.capture = captured
         self.path = b""  # for error messages
         self._check = check
         self._copied = copied
+        self._untold = 0
         self._first_names: dict[tuple[int, int], bytes] = {}
         self._directories: list[Entry] = []
 
     def run(self, top: int) -> None:
-        levels = [self._enter(top, b"")]
-        try:
-            while levels:
-                level = levels[-1]
-                entry = next(level.names, None)
-                if entry is None:
-                    self._leave(level)
-                    levels.pop()
-                    os.close(level.descriptor)
-                    continue
-                self.path = os.path.join(level.path, os.fsencode(entry.name))
-                if entry.is_dir(follow_symlinks=False):
-                    self._check()
-                    try:
-                        descriptor = os.open(entry.name, _OPEN_DIRECTORY, dir_fd=level.descriptor)
-                    except OSError as exc:
-                        if exc.errno in _REPLACED:
-                            self.capture.changed.append(self.path)
-                            continue
-                        raise
-                    levels.append(self._enter(descriptor, self.path))
-                elif entry.is_file(follow_symlinks=False):
-                    self._regular(level.descriptor, entry.name)
+        with closing(_Descent(top)) as descent:
+            while descent.levels:
+                level = descent.levels[-1]
+                for number, (name, kind) in enumerate(level.names):
+                    if number % _TELL_EVERY_ENTRIES == 0:
+                        self._tell()
+                    self.path = level.prefix + os.fsencode(name)
+                    if kind is Kind.FILE:
+                        self._regular(level.descriptor, name)
+                    elif kind is not Kind.DIRECTORY:
+                        self._special(level.descriptor, name)
+                    elif descent.enter(name, self.path):
+                        break
+                    else:
+                        self.capture.changed.append(self.path)
                 else:
-                    self._special(level.descriptor, entry.name)
-        finally:
-            for level in levels:
-                os.close(level.descriptor)
+                    self._finish(level)
+                    descent.leave()
+        self._tell()
         self.capture.others += self._directories
 
-    def _enter(self, descriptor: int, path: bytes) -> _Level:
-        try:
-            before = os.fstat(descriptor)
-            with os.scandir(descriptor) as entries:
-                names = sorted(entries, key=_name)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return _Level(descriptor, path, before, iter(names))
+    def _tell(self) -> None:
+        self._check()
+        if self._untold:
+            self.capture.bytes_read += self._untold
+            self._copied(self._untold)
+            self._untold = 0
 
-    def _leave(self, level: _Level) -> None:
+    def _finish(self, level: _Level) -> None:
+        self.path = level.path
         if _signature(os.fstat(level.descriptor)) != _signature(level.before):
             self.capture.changed.append(level.path)
         attributes = _attributes(level.descriptor)
         self._directories.append(Entry(level.path, Kind.DIRECTORY, _signature(level.before), attributes=attributes))
 
     def _regular(self, directory: int, name: str) -> None:
+        path = self.path
         try:
             descriptor = os.open(name, _OPEN_FILE, dir_fd=directory)
         except OSError as exc:
             if exc.errno in _REPLACED:
-                self.capture.changed.append(self.path)
+                self.capture.changed.append(path)
                 return
             raise
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
-                self.capture.changed.append(self.path)
+                self.capture.changed.append(path)
                 return
-            if before.st_nlink > 1:
-                identity = (before.st_dev, before.st_ino)
-                first = self._first_names.setdefault(identity, self.path)
-                if first != self.path:
-                    entry = Entry(self.path, Kind.HARD_LINK, _signature(before), link=first)
-                    self.capture.others.append(entry)
-                    return
+            if before.st_nlink > 1 and (first := self._first_name(before)):
+                self.capture.others.append(Entry(path, Kind.HARD_LINK, _signature(before), first))
+                return
             attributes = _attributes(descriptor)
-            extents = _extents(descriptor, before)
+            size = before.st_size
+            extents = _extents(descriptor, size) if before.st_blocks * _SECTOR < size else None
             position = self.capture.spool.position
             whole = True
-            for offset, length in extents if extents is not None else ((0, before.st_size),):
+            for offset, length in extents if extents is not None else ((0, size),):
                 whole = self._copy(descriptor, offset, length) and whole
-            if not whole or _signature(os.fstat(descriptor)) != _signature(before):
-                self.capture.changed.append(self.path)
+            if not (whole and _same(os.fstat(descriptor), before)):
+                self.capture.changed.append(path)
         finally:
             os.close(descriptor)
         self.capture.files.append(
-            Entry(self.path, Kind.FILE, _signature(before), b"", attributes, (0, 0), extents, position)
+            Entry(path, Kind.FILE, _signature(before), b"", attributes, (0, 0), extents, position)
         )
+
+    def _first_name(self, status: os.stat_result) -> bytes:
+        """The path under which this inode has been seen before; empty the first time."""
+        first = self._first_names.setdefault((status.st_dev, status.st_ino), self.path)
+        return b"" if first == self.path else first
 
     def _copy(self, descriptor: int, offset: int, length: int) -> bool:
         """Exactly `length` bytes into the spool; zeros where the file has become shorter, which returns False."""
         spool = self.capture.spool
-        end = offset + length
-        while offset < end:
-            room = spool.room()[: end - offset]
-            got = os.preadv(descriptor, [room], offset)
+        while length:
+            got = os.preadv(descriptor, (spool.room(length),), offset)
             if got == 0:
-                self._fill_with_zeros(end - offset)
+                self._fill_with_zeros(length)
                 return False
             spool.filled(got)
             offset += got
-            self.capture.bytes_read += got
-            self._copied(got)
-            self._check()
+            length -= got
+            self._untold += got
+            if self._untold >= _TELL_EVERY:
+                self._tell()
         return True
 
     def _fill_with_zeros(self, length: int) -> None:
         spool = self.capture.spool
         while length:
-            room = spool.room()[:length]
+            room = spool.room(length)
             room[:] = bytes(len(room))
             spool.filled(len(room))
             length -= len(room)
+            self._check()
 
     def _special(self, directory: int, name: str) -> None:
+        path = self.path
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             kind = kind_of(status.st_mode)
             if kind is Kind.SOCKET:
-                self.capture.sockets.append(self.path)
+                self.capture.sockets.append(path)
                 return
             if kind in (Kind.FILE, Kind.DIRECTORY):  # it was something else when the directory was listed
-                self.capture.changed.append(self.path)
+                self.capture.changed.append(path)
+                return
+            if status.st_nlink > 1 and (first := self._first_name(status)):
+                self.capture.others.append(Entry(path, Kind.HARD_LINK, _signature(status), first))
                 return
             link = os.fsencode(os.readlink(name, dir_fd=directory)) if kind is Kind.SYMLINK else b""
             attributes = _attributes(f"/proc/self/fd/{directory}/{name}")
-        except FileNotFoundError:
-            self.capture.changed.append(self.path)
+            if not _same(os.stat(name, dir_fd=directory, follow_symlinks=False), status):
+                self.capture.changed.append(path)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.EINVAL):  # vanished; not a symlink any more
+                raise
+            self.capture.changed.append(path)
             return
         device = (0, 0)
         if kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
-        self.capture.others.append(Entry(self.path, kind, _signature(status), link, attributes, device))
+        self.capture.others.append(Entry(path, kind, _signature(status), link, attributes, device))
 
 
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
+def _listed_kind(entry: os.DirEntry[str]) -> Kind | None:
+    """What the directory's listing says; None for what is neither a regular file nor a directory."""
+    if entry.is_file(follow_symlinks=False):
+        return Kind.FILE
+    return Kind.DIRECTORY if entry.is_dir(follow_symlinks=False) else None
 
 
 def _signature(status: os.stat_result) -> Signature:
@@ -279,40 +347,54 @@ def _signature(status: os.stat_result) -> Signature:
     )
 
 
+def _same(after: os.stat_result, before: os.stat_result) -> bool:
+    """Whether nothing has happened to it. Every change moves ctime; size and mtime are for file systems without it."""
+    return (
+        after.st_ctime_ns == before.st_ctime_ns
+        and after.st_mtime_ns == before.st_mtime_ns
+        and after.st_size == before.st_size
+        and after.st_ino == before.st_ino
+    )
+
+
 def _attributes(where: int | str) -> tuple[tuple[bytes, bytes], ...]:
     """Extended attributes in the order of their names; none where the file system has none."""
     follow = isinstance(where, int)
     try:
         names = os.listxattr(where, follow_symlinks=follow)
-        if not names:
-            return ()
-        return tuple((os.fsencode(n), os.getxattr(where, n, follow_symlinks=follow)) for n in sorted(names))
     except OSError as exc:
-        if exc.errno in (errno.EOPNOTSUPP, errno.ENODATA):
+        if exc.errno == errno.EOPNOTSUPP:
             return ()
         raise
+    if not names:
+        return ()
+    attributes = []
+    for name in sorted(names):
+        try:
+            attributes.append((os.fsencode(name), os.getxattr(where, name, follow_symlinks=follow)))
+        except OSError as exc:
+            if exc.errno not in (errno.ENODATA, errno.EOPNOTSUPP):  # taken away meanwhile (ctime tells); only a name
+                raise
+    return tuple(attributes)
 
 
-def _extents(descriptor: int, status: os.stat_result) -> tuple[Extent, ...] | None:
-    """The runs of data of a file with holes; None for one without."""
-    size = status.st_size
-    if status.st_blocks * _SECTOR >= size:
-        return None
+def _extents(descriptor: int, size: int) -> tuple[Extent, ...] | None:
+    """The runs of data in the first `size` bytes of a file with holes; None for one without."""
     extents = []
     offset = 0
-    try:
-        while offset < size:
-            try:
-                start = os.lseek(descriptor, offset, os.SEEK_DATA)
-            except OSError as exc:
-                if exc.errno == errno.ENXIO:  # nothing but a hole up to the end
-                    break
-                raise
-            offset = os.lseek(descriptor, start, os.SEEK_HOLE)
-            extents.append(Extent(start, min(offset, size) - start))
-    except OSError as exc:
-        if exc.errno == errno.EINVAL:  # the file system does not tell
-            return None
-        raise
+    while offset < size:
+        try:
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole up to the end, which may just have come nearer
+                break
+            if exc.errno == errno.EINVAL:  # the file system does not tell
+                return None
+            raise
+        if start >= size:  # it has grown
+            break
+        extents.append(Extent(start, min(end, size) - start))
+        offset = end
     # A compressed or an inline file takes fewer blocks than its size without having a hole.
     return None if extents == [Extent(0, size)] else tuple(extents)

@@ -7,7 +7,6 @@ that is reused can be taken over with another offset. docs/FORMAT.md is its spec
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -69,7 +68,7 @@ def block_line(block: Block, plan: BlockPlan) -> bytes:
         "files": [_row(entry, at) for entry, at in plan.entries],
     }
     if plan.continues is not None:
-        document["continues"] = {"path": os.fsdecode(plan.continues.path), "stored": plan.continues.stored}
+        document["continues"] = {"path": _text(plan.continues.path), "stored": plan.continues.stored}
     return _line(document)
 
 
@@ -81,43 +80,50 @@ def summary_line(*, blocks: int, files: int, size: int, crc32: int, sockets: Ite
             "files": files,
             "size": size,
             "crc32": f"{crc32:08x}",
-            "sockets": [os.fsdecode(path) for path in sockets],
+            "sockets": [_text(path) for path in sockets],
         }
     )
 
 
 def read_index(lines: Iterable[bytes]) -> Iterator[IndexedBlock]:
-    """The blocks of an index. Raises SetInvalid for another format, a torn or an inconsistent index."""
-    offset = count = 0
-    summary: dict[str, Any] | None = None
+    """The blocks of an index. Raises SetInvalid for another format, a torn or an inconsistent index.
+
+    A torn one is known at its end only: until the iteration is over, its blocks are hearsay.
+    """
+    offset = blocks = files = 0
+    summary: tuple[int, int, int] | None = None
     for number, line in enumerate(lines):
         try:
             document = json.loads(line)
             if number == 0:
-                if document.get("format") != FORMAT or tuple(document["columns"]) != COLUMNS:
-                    raise SetInvalid(f"the index has format {document.get('format')!r}", hint="use a newer version")
+                if document["format"] != FORMAT or tuple(document["columns"]) != COLUMNS:
+                    raise SetInvalid(
+                        f"the index has format {document['format']!r}, and this version reads {FORMAT}",
+                        hint="use the version that wrote it, or a newer one",
+                    )
                 continue
             if summary is not None:
                 raise SetInvalid("the index goes on after its summary", hint="verify the set")
             if "blocks" in document:
-                summary = document
+                summary = (document["blocks"], document["files"], document["size"])
                 continue
             indexed = _block(document)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise SetInvalid(f"line {number + 1} of the index is damaged", hint="verify the set") from exc
         if indexed.block.offset != offset:
             raise SetInvalid(f"the index has a gap at {offset}", hint="verify the set")
         offset += indexed.block.length
-        count += 1
+        blocks += 1
+        files += len(indexed.files)
         yield indexed
-    if summary is None or summary["blocks"] != count or summary["size"] != offset:
+    if summary != (blocks, files, offset):
         raise SetInvalid("the index is torn", hint="verify the set")
 
 
 def _row(entry: Entry, at: int) -> list[Any]:
-    row = [os.fsdecode(entry.path), entry.kind.value, *entry.signature[1:], entry.signature.ino, at]
+    row = [_text(entry.path), entry.kind.value, *entry.signature[1:], entry.signature.ino, at]
     if entry.link:
-        row.append(os.fsdecode(entry.link))
+        row.append(_text(entry.link))
     return row
 
 
@@ -125,23 +131,37 @@ def _block(document: dict[str, Any]) -> IndexedBlock:
     continues = document.get("continues")
     return IndexedBlock(
         Block(
-            document["offset"],
-            document["length"],
-            document["raw_length"],
+            _number(document["offset"]),
+            _number(document["length"]),
+            _number(document["raw_length"]),
             int(document["crc32"], 16),
             document["sha256"],
         ),
         tuple(_file(row) for row in document["files"]),
-        (os.fsencode(continues["path"]), continues["stored"]) if continues else None,
+        (_bytes(continues["path"]), _number(continues["stored"])) if continues else None,
     )
 
 
 def _file(row: list[Any]) -> IndexedFile:
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, ino, at, *link = row
     signature = Signature(ino, size, mode, uid, gid, mtime_ns, ctime_ns)
-    return IndexedFile(os.fsencode(path), Kind(kind), signature, at, os.fsencode(link[0]) if link else b"")
+    return IndexedFile(_bytes(path), Kind(kind), signature, at, _bytes(link[0]) if link else b"")
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is not a count of bytes")
+    return value
+
+
+def _text(name: bytes) -> str:
+    """A name as JSON holds it: bytes that are not UTF-8 travel as lone surrogates (U+DC80 and up), in any locale."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _line(document: dict[str, Any]) -> bytes:
-    # Names that are not UTF-8 travel as lone surrogates (`\udcff`), which ASCII JSON can hold and Python reads back.
     return json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"

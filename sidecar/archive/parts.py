@@ -22,35 +22,54 @@ def part_target(number: int, expected: int, limits: Capabilities) -> int:
     return int(min(base << doublings, limits.most_part))
 
 
-class PartAssembler:
-    """Takes blocks in order and gives parts: (number, bytes). `end` gives the rest.
+class PartLengths:
+    """Which parts blocks of given lengths make, in bytes.
 
-    A part holds whole blocks, so that a later archive can copy ranges of this one by block; only a store that wants
-    equal parts has them cut elsewhere.
+    A part ends where a block ends, so that a later archive can copy ranges of this one by block; only a store that
+    wants equal parts has them end elsewhere.
     """
 
     def __init__(self, expected: int, limits: Capabilities) -> None:
         self._expected = expected
         self._limits = limits
         self._number = 1
+        self.held = 0  # bytes that are in no part yet
+
+    def add(self, block: int) -> Iterator[int]:
+        """The lengths of the parts that are complete now that `block` bytes more have come."""
+        limits = self._limits
+        if not limits.equal_parts and self.held + block > limits.most_part and self.held >= limits.least_part:
+            yield self._end(self.held)
+        self.held += block
+        while self.held >= (target := part_target(self._number, self._expected, limits)):
+            yield self._end(target if limits.equal_parts else self.held)
+
+    def _end(self, length: int) -> int:
+        self.held -= length
+        self._number += 1
+        return length
+
+
+class PartAssembler:
+    """Takes blocks in order and gives parts: (number, bytes). `end` gives the rest."""
+
+    def __init__(self, expected: int, limits: Capabilities) -> None:
+        self._lengths = PartLengths(expected, limits)
+        self._number = 1
         self._held: list[bytes] = []
-        self._length = 0
 
     def add(self, block: bytes) -> Iterator[tuple[int, bytes]]:
         """The parts that are complete with this block."""
         self._held.append(block)
-        self._length += len(block)
-        while self._length >= (target := part_target(self._number, self._expected, self._limits)):
+        for length in self._lengths.add(len(block)):
             data = b"".join(self._held)
-            cut = target if self._limits.equal_parts else len(data)
-            self._held = [data[cut:]] if cut < len(data) else []
-            self._length = len(data) - cut
-            yield self._number, data[:cut]
+            self._held = [data[length:]] if length < len(data) else []
+            yield self._number, data[:length]
             self._number += 1
 
     def end(self) -> Iterator[tuple[int, bytes]]:
         """The last part, when there is a rest."""
-        if self._length:
+        if self._held:
             yield self._number, b"".join(self._held)
-            self._held, self._length = [], 0
+            self._held = []
             self._number += 1

@@ -28,14 +28,13 @@ _TYPE = {
     Kind.FIFO: b"6",
 }
 _PAX_TYPE = b"x"
+_LONG_NAME_TYPE, _LONG_LINK_TYPE = b"L", b"K"
 _MAGIC = b"ustar\x0000"
 _NO_NAMES = bytes(64)  # uname and gname stay empty: a name would be looked up on the restoring host and remap the ids
 _NAME, _PREFIX, _LINK = 100, 155, 100
 _LARGEST_ID = 0o7777777
 _LARGEST_SIZE = 0o77777777777  # 8 GiB - 1; also the latest mtime (2242)
 _CHECKSUM_OF_BLANKS = 8 * 0x20
-
-_NAMES = (b"path", b"linkpath", b"GNU.sparse.name")
 
 _ACL_ATTRIBUTES = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
 _ACL_VERSION = 2
@@ -57,6 +56,7 @@ def head(entry: Entry) -> bytes:
     link = b"./" + entry.link if entry.kind is Kind.HARD_LINK else entry.link
     size = entry.data_length
     extended: list[tuple[bytes, bytes]] = []
+    long = b""
 
     sparse_map = b""
     if entry.extents is not None:
@@ -66,10 +66,16 @@ def head(entry: Entry) -> bytes:
         directory, _, base = name.rpartition(b"/")
         name = directory + b"/GNUSparseFile.0/" + base
     prefix, short_name = _split(name)
-    if not short_name:
-        extended.append((b"path", name))
     if len(link) > _LINK:
-        extended.append((b"linkpath", link))
+        if link.isascii():
+            extended.append((b"linkpath", link))
+        else:
+            long = _long_record(_LONG_LINK_TYPE, link)
+    if not short_name:
+        if name.isascii():
+            extended.append((b"path", name))
+        else:
+            long += _long_record(_LONG_NAME_TYPE, name)
     seconds, nanoseconds = divmod(signature.mtime_ns, 1_000_000_000)
     if nanoseconds or not 0 <= seconds <= _LARGEST_SIZE:
         extended.append((b"mtime", _decimal_time(signature.mtime_ns)))
@@ -97,7 +103,9 @@ def head(entry: Entry) -> bytes:
         link[:_LINK],
         entry.device,
     )
-    return (_extended(extended) if extended else b"") + header + sparse_map
+    # The long records come after the extended header: Python's tarfile lets what comes first have the last word, and
+    # a sparse file's GNU.sparse.name must have it.
+    return (_extended(extended) if extended else b"") + long + header + sparse_map
 
 
 def acl_text(value: bytes) -> bytes:
@@ -116,14 +124,6 @@ def acl_text(value: bytes) -> bytes:
     return ",".join(words).encode()
 
 
-def _is_text(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _split(name: bytes) -> tuple[bytes, bytes]:
     """The ustar prefix and name fields; both empty when they cannot hold it. A directory's slash stays in the name.
 
@@ -139,8 +139,27 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
     return b"", b""
 
 
+def _long_record(kind: bytes, name: bytes) -> bytes:
+    """GNU's record for a name or a link target that the header cannot hold, used for those beyond ASCII.
+
+    A `path` keyword is UTF-8 by its standard: where the name or the locale is not, bsdtar 3.6 restores the file and
+    yet exits with 1. `hdrcharset=BINARY` contents it, but then GNU tar 1.34 warns of that keyword for every file. This
+    record is raw bytes to all; with it GNU tar, bsdtar and Python's tarfile (3.6 to 3.13) are silent and right, in the
+    locales C and C.UTF-8 (all tried).
+    """
+    return _header(b"././@LongLink", b"", 0o644, 0, 0, len(name) + 1, 0, kind, b"", (0, 0)) + (
+        name + bytes(1 + padding(len(name) + 1))
+    )
+
+
 def _sparse_keywords(name: bytes, size: int) -> list[tuple[bytes, bytes]]:
+    """The true name stands here, so that a reader that knows no sparse files cannot put the map under that name.
+
+    Beyond ASCII it costs one warning by GNU tar ("Ignoring unknown extended header keyword 'hdrcharset'").
+    """
+    charset = [] if name.isascii() else [(b"hdrcharset", b"BINARY")]
     return [
+        *charset,
         (b"GNU.sparse.major", b"1"),
         (b"GNU.sparse.minor", b"0"),
         (b"GNU.sparse.name", name),
@@ -180,13 +199,8 @@ def _sparse_map(extents: tuple[Extent, ...], size: int) -> bytes:
 
 
 def _extended(records: list[tuple[bytes, bytes]]) -> bytes:
-    """The extended header with its data.
-
-    A keyword is text; `hdrcharset=BINARY` says that some are not.
-    """
-    if not all(_is_text(value) for keyword, value in records if keyword in _NAMES):
-        records.insert(0, (b"hdrcharset", b"BINARY"))
-    data = b"".join(_pax_record(keyword, value) for keyword, value in records)
+    """The extended header with its data."""
+    data = b"".join([_pax_record(keyword, value) for keyword, value in records])
     return _extended_header(len(data)) + data + bytes(padding(len(data)))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sidecar.errors import SpoolFull
+from sidecar.errors import SidecarError, SpoolFull
 
 BUFFER = 4 * 1024 * 1024
 DISK_RESERVE = 0.10  # of the disk, always left free
@@ -30,9 +30,12 @@ class SpoolSpace:
         self._directory = directory
         self._most = most
         self._claimed = 0
-        directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.iterdir():  # what a killed run left; nothing else lives here
-            stale.unlink()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for stale in directory.iterdir():  # what a killed run left; nothing else lives here
+                stale.unlink()
+        except OSError as exc:
+            raise _failed("cleaning the spool", exc, 0) from exc
 
     @property
     def directory(self) -> Path:
@@ -74,7 +77,10 @@ class Spool:
     def __init__(self, space: SpoolSpace, path: Path) -> None:
         self._space = space
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise _failed("making a spool file", exc, 0) from exc
         self._buffer = memoryview(bytearray(BUFFER))
         self._filled = 0
         self._flushed = 0
@@ -83,7 +89,7 @@ class Spool:
     def reserve(self, length: int) -> None:
         """Allocate room for `length` bytes in all, so that a full disk is found before anything is frozen.
 
-        Raises SpoolFull.
+        Raises SpoolFull, and SidecarError when the disk fails otherwise; so do `filled` and `flush`.
         """
         more = length - self._allocated
         if more <= 0:
@@ -94,7 +100,7 @@ class Spool:
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # else it cannot allocate ahead; writing will tell
                 self._space.release(more)
-                raise _full(exc, length) from exc
+                raise _failed("reserving room in the spool", exc, length) from exc
         self._allocated = length
 
     @property
@@ -107,18 +113,18 @@ class Spool:
         """Where the next byte goes."""
         return self._flushed + self._filled
 
-    def room(self) -> memoryview:
-        """The free end of the buffer (never empty): read into it, then say `filled(n)`."""
-        return self._buffer[self._filled :]
+    def room(self, most: int = BUFFER) -> memoryview:
+        """Up to `most` bytes of the free end of the buffer (never empty): read into it, then say `filled(n)`."""
+        return self._buffer[self._filled : self._filled + most]
 
     def filled(self, length: int) -> None:
-        """`length` bytes of `room()` now hold data. Raises SpoolFull."""
+        """`length` bytes of `room()` now hold data."""
         self._filled += length
         if self._filled == BUFFER:
             self.flush()
 
     def flush(self) -> None:
-        """Write the buffer out. Raises SpoolFull."""
+        """Write the buffer out."""
         end = self._flushed + self._filled
         if end > self._allocated:
             self.reserve(end)
@@ -127,22 +133,32 @@ class Spool:
             try:
                 written += os.pwrite(self._file, self._buffer[written : self._filled], self._flushed + written)
             except OSError as exc:
-                raise _full(exc, end) from exc
+                raise _failed("writing the spool", exc, end) from exc
         self._flushed = end
         self._filled = 0
 
     def read_into(self, views: Sequence[memoryview], position: int) -> None:
         """Fill the views, one after another, from `position`. Safe from several threads once all is flushed."""
-        pending = list(views)
-        while pending:
-            got = os.preadv(self._file, pending[:_IOV_MAX], position)
+        first = 0  # of the views that are not full
+        rest: memoryview | None = None  # of that one, when it is full in part
+        while first < len(views):
+            wanted = list(views[first : first + _IOV_MAX])
+            if rest is not None:
+                wanted[0] = rest
+            try:
+                got = os.preadv(self._file, wanted, position)
+            except OSError as exc:
+                raise _failed("reading the spool", exc, 0) from exc
             if got == 0:
                 raise EOFError(f"the spool {self._path} ends at {position}")
             position += got
-            while pending and got >= len(pending[0]):
-                got -= len(pending.pop(0))
-            if got:
-                pending[0] = pending[0][got:]
+            rest = None
+            for view in wanted:
+                if got < len(view):
+                    rest = view[got:]
+                    break
+                got -= len(view)
+                first += 1
 
     def close(self) -> None:
         """Delete the file and give the space back. Idempotent."""
@@ -165,9 +181,15 @@ class Spool:
 _IOV_MAX = 512  # half of Linux's limit
 
 
-def _full(exc: OSError, needed: int) -> SpoolFull:
-    return SpoolFull(
-        f"writing the spool failed: {exc.strerror}",
-        needed=needed,
-        hint="free space on the disk of the backup-state volume",
+def _failed(what: str, exc: OSError, needed: int) -> SidecarError:
+    """An error of the spool's disk, never to be taken for one of the volume that is being read."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return SpoolFull(
+            f"{what} failed: {exc.strerror}",
+            needed=needed,
+            hint="free space on the disk of the backup-state volume",
+        )
+    return SidecarError(
+        f"{what} failed: {exc.strerror}",
+        hint="is the backup-state volume mounted writable, and its disk sound? see the kernel's log",
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +18,7 @@ from sidecar.archive import index
 from sidecar.archive.blocks import BlockPlan, Range, plan_blocks
 from sidecar.archive.capture import Capture
 from sidecar.archive.spool import Spool
+from sidecar.errors import SetInvalid
 
 GZIP = 31  # isal's and zlib's wbits for one gzip member with its header and trailer; MTIME stays 0
 _INDEX_LEVEL = 2
@@ -54,7 +56,8 @@ def write_archive(
     """Pack and compress what was captured; deliver each compressed block in order; write the index beside.
 
     deliver is called from this thread only, and blocks when the stores are slower than we are. level: ISA-L's, 0 to 3.
-    check raises to stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory. Raises what deliver and check raise.
+    check raises to stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory.
+    Raises what deliver, check and packed raise.
     """
     entries = chain(captured.files, captured.others)
     size = raw_size = files = blocks = crc = 0
@@ -96,10 +99,13 @@ def write_archive(
     return ArchiveSummary(size, raw_size, files, blocks, crc)
 
 
-def read_index_file(path: Path) -> Iterable[index.IndexedBlock]:
-    """The blocks of an index file. Raises SetInvalid."""
+def read_index_file(path: Path) -> Iterator[index.IndexedBlock]:
+    """The blocks of an index file, as `index.read_index` gives them. Raises SetInvalid."""
     with igzip.IGzipFile(path, "rb") as lines:
-        yield from index.read_index(lines)
+        try:
+            yield from index.read_index(lines)
+        except (EOFError, gzip.BadGzipFile, isal_zlib.error) as exc:  # type: ignore[misc]  # isal's stub gives no class
+            raise SetInvalid(f"the index is not whole: {exc}", hint="verify the set") from exc
 
 
 def _make(plan: BlockPlan, spool: Spool, level: int) -> _Member:
