@@ -30,6 +30,7 @@ from sidecar.errors import (
     StoreError,
     StoreUnreachable,
 )
+from sidecar.stores.pool import combine
 from sidecar.stores.port import Capabilities, Pending, Stored
 from sidecar.stores.rules import AbortingUpload, check_copy, check_part, check_parts, check_range, full_key
 from sidecar.stores.s3_errors import SDK_ERRORS, Place, translate
@@ -110,8 +111,15 @@ def connect(settings: S3Settings) -> Any:
         made = client(sign_payload=False)
         if not str(made.meta.endpoint_url).startswith("https:"):
             made = client(sign_payload=True)
-    except (*SDK_ERRORS, ValueError) as error:  # ValueError: an endpoint that is no URL
-        raise translate(error, "the set-up", "", _place(settings)) from error
+    except SDK_ERRORS as error:
+        raise translate(error, "set-up", "", _place(settings)) from error
+    except ValueError as error:
+        # Not quoted: it may hold a password.
+        raise StoreError(
+            f"the endpoint of {_place(settings).location} is not a URL",
+            hint="give AWS_ENDPOINT_URL_S3 as https://HOST:PORT",
+            store=settings.name,
+        ) from error
     return made
 
 
@@ -232,7 +240,8 @@ class S3Store:
             for answer in self._pages("ListMultipartUploads", "list_multipart_uploads", prefix, markers)
             for entry in answer.get("Uploads", ())
         ]
-        ours = (pending for pending in found if pending.key.startswith(prefix))  # Ceph 16 and moto look at no prefix
+        # A server that ignored the prefix must not make us abort another host's uploads.
+        ours = (pending for pending in found if pending.key and pending.key.startswith(prefix))
         yield from sorted(ours, key=lambda pending: (pending.key, pending.started, pending.upload))
 
     def abort_pending(self, upload: Pending) -> None:
@@ -341,7 +350,10 @@ class S3Store:
         return {"Bucket": self._settings.bucket, "Key": full_key(self._prefix, key, self.name)}
 
     def _relative(self, full: str) -> str:
-        return full.removeprefix(f"{self._prefix}/") if self._prefix else full
+        """The key below the prefix; empty for one that is not below it."""
+        if not self._prefix:
+            return full
+        return full.removeprefix(f"{self._prefix}/") if full.startswith(f"{self._prefix}/") else ""
 
     def _encryption(self) -> dict[str, str]:
         request = {}
@@ -386,11 +398,15 @@ class S3Store:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What the server has: etag as it names it; md5 is the body's digest, where ETags are such."""
+    """What the server has: etag as it names it; md5 is the body's digest, where ETags are such.
+
+    crc32 and md5 are None where the server has not proved them to us: those of a copied range.
+    """
 
     length: int
     etag: str
-    md5: bytes | None
+    crc32: int | None = None
+    md5: bytes | None = None
 
 
 class _S3Upload(AbortingUpload):
@@ -439,7 +455,7 @@ class _S3Upload(AbortingUpload):
         if md5 is not None and etag != md5.hex():
             raise self._damaged(number)
         with self._lock:
-            self._parts[number] = _Part(len(body), etag, md5)
+            self._parts[number] = _Part(len(body), etag, crc32, md5)
 
     def copy(self, number: int, source: Stored, offset: int, length: int) -> None:
         check_copy(self.key, number, source, offset, length, self._store.capabilities, self._store.name)
@@ -452,13 +468,14 @@ class _S3Upload(AbortingUpload):
                 CopySourceIfMatch=f'"{source.entity}"',
             )
         with self._lock:
-            self._parts[number] = _Part(length, _entity(answer["CopyPartResult"]), None)
+            self._parts[number] = _Part(length, _entity(answer["CopyPartResult"]))
 
     def complete(self, numbers: Sequence[int], *, size: int, crc32: int) -> Stored:
         with self._lock:
             parts = dict(self._parts)
         lengths = {number: part.length for number, part in parts.items()}
         check_parts(self.key, numbers, lengths, size, self._store.capabilities, self._store.name)
+        self._check_sum([parts[number] for number in numbers], crc32)
         named = [{"PartNumber": number, "ETag": f'"{parts[number].etag}"'} for number in numbers]
         proof = {"ChecksumCRC32": _encode(crc32), "ChecksumType": "FULL_OBJECT"} if self._full_object else {}
         entity = _entity_of_parts([parts[number] for number in numbers])
@@ -486,10 +503,10 @@ class _S3Upload(AbortingUpload):
 
     def _from_answer(self, answer: Mapping[str, Any], size: int, entity: str | None) -> Stored:
         vouched = _vouched(answer)
-        if vouched != "none" or (not self._full_object and entity is not None):
+        if _entity(answer) and (vouched != "none" or (not self._full_object and entity is not None)):
             # The answer proves it, so that a key which may only write is enough. Its size follows from the parts.
             return Stored(self.key, size, _entity(answer), _version(answer), vouched)
-        return self._store.head(self.key)
+        return self._store.head(self.key)  # Ceph 16 answers with an empty ETag, moto without the checksum
 
     def _store_has(self, size: int, crc32: int, entity: str | None, missing: ObjectMissing) -> Stored:
         try:
@@ -509,6 +526,15 @@ class _S3Upload(AbortingUpload):
                 hint="run again; when it comes back, test this machine's memory",
                 store=self._store.name,
             )
+
+    def _check_sum(self, parts: Sequence[_Part], crc32: int) -> None:
+        """Raise ChecksumMismatch when the parts cannot make an object of that CRC32, as far as we know theirs.
+
+        It is the only comparison with the caller's checksum where the server knows MD5 alone.
+        """
+        known = [(part.length, part.crc32) for part in parts if part.crc32 is not None]
+        if len(known) == len(parts) and combine(known)[1] != crc32:
+            raise ChecksumMismatch(f"{self.key} does not have its checksum", store=self._store.name)
 
     def _damaged(self, number: int) -> StoreUnreachable:
         return StoreUnreachable(

@@ -177,7 +177,9 @@ def _permission_hint(operation: str, details: Mapping[str, Any], place: Place) -
     if "kms" in (str(details.get("Code", "")) + str(details.get("Message", ""))).lower():
         return "grant kms:GenerateDataKey and kms:Decrypt on the bucket's key"
     permission = _PERMISSIONS.get(operation, f"s3:{operation}")
-    return f"grant {permission} on {place.location} to these credentials"
+    grant = f"grant {permission} on {place.location} to these credentials"
+    # An answer to HEAD does not say which it is.
+    return f"check {_KEYS}, or {grant}" if details.get("Code") == "403" else grant
 
 
 def _region_hint(details: Mapping[str, Any], metadata: Mapping[str, Any], place: Place) -> str:
