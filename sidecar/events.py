@@ -12,9 +12,12 @@ from typing import Any, Protocol
 # event -> usual level. An emitter may raise it (a run that ended badly is logged higher than one that did not).
 EVENTS: dict[str, int] = {
     "daemon_started": logging.INFO,
+    "start_delayed": logging.WARNING,
     "daemon_stopped": logging.INFO,
     "config_invalid": logging.ERROR,
+    "config_warning": logging.WARNING,
     "recovered": logging.WARNING,
+    "recover_failed": logging.ERROR,
     "run_started": logging.INFO,
     "group_frozen": logging.INFO,
     "group_thawed": logging.INFO,
@@ -28,6 +31,10 @@ EVENTS: dict[str, int] = {
     "not_off_host": logging.WARNING,
     "run_finished": logging.INFO,
     "run_failed": logging.ERROR,
+    "run_skipped": logging.WARNING,
+    "crashed": logging.ERROR,
+    "library": logging.WARNING,
+    "log_lines_dropped": logging.WARNING,
 }
 
 

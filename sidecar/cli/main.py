@@ -1,0 +1,249 @@
+"""The verbs. Only this module knows exit codes, and it never shows a user a traceback unless asked to."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+
+from sidecar.cli.client import CONTROL_SOCKET, Complaint, Daemon
+from sidecar.cli.progress import Display, Lines, Silent, Watcher
+from sidecar.cli.words import Words, printable
+from sidecar.errors import SidecarError
+
+# Outcomes of a run and codes of errors; whatever is not here is 1. click itself leaves with 2 for wrong usage.
+EXIT_CODES: Mapping[str, int] = {
+    "good": 0,
+    "failed": 1,
+    "usage": 2,
+    "config_invalid": 2,
+    "mount_missing": 2,
+    "partial": 3,
+    "not_found": 10,
+    "busy": 11,
+    "detached": 130,
+    "interrupted": 143,
+}
+
+Verb = Callable[..., str]
+
+
+def verb(function: Verb) -> Callable[..., None]:
+    """Make a verb of a function that gives an outcome or raises: options that all have, errors in words, exit codes."""
+
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+    @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+    @click.option("--socket", default=CONTROL_SOCKET, hidden=True)
+    @click.pass_context
+    @functools.wraps(function)
+    def run(context: click.Context, /, *, as_json: bool, debug: bool, socket: str, **arguments: Any) -> None:
+        # Names of files need not be UTF-8, nor need stdout's encoding hold all others.
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            outcome = function(Daemon(socket), as_json=as_json, **arguments)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            outcome = _complain(Complaint("detached", f"{context.info_name} was stopped by Ctrl-C"), as_json=as_json)
+        except (Complaint, SidecarError) as exc:
+            outcome = _complain(exc, as_json=as_json)
+        except Exception as exc:  # noqa: BLE001 - a traceback helps nobody who only wanted a backup
+            if debug:
+                traceback.print_exc()
+            text = f"{context.info_name} failed unexpectedly: {type(exc).__name__}: {exc}"
+            hint = "--debug shows where; the log is in `docker logs backup`"
+            outcome = _complain(Complaint("failed", text, hint), as_json=as_json)
+        context.exit(EXIT_CODES.get(outcome, 1))
+
+    return run
+
+
+def _complain(error: Complaint | SidecarError, *, as_json: bool) -> str:
+    """Say what is wrong, in JSON on stdout or in words on stderr; the error's code."""
+    if as_json:
+        _print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+    else:
+        click.echo(printable(f"error: {error.message}"), err=True)
+        if error.hint:
+            click.echo(printable(f"  {error.hint}"), err=True)
+    return error.code
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document))
+
+
+def _words() -> Words:
+    return Words(terminal=sys.stdout.isatty())
+
+
+def _example(*lines: str) -> str:
+    # \b keeps click from filling the lines
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(epilog=_example("docker exec backup run-now", "docker exec backup sidecar status --json"))
+def main() -> None:
+    """Back up every named Docker volume of this host."""
+
+
+def _tags(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        if key.strip() in tags:
+            raise click.BadParameter(f"{key.strip()} is given twice")
+        tags[key.strip()] = value.strip()
+    return tags
+
+
+@main.command(
+    "run-now",
+    epilog=_example(
+        "docker exec backup run-now",
+        "docker exec backup run-now shop_data --tag reason=upgrade",
+        "docker exec backup run-now --no-wait --json",
+    ),
+)
+@click.argument("volumes", metavar="[VOLUME]...", nargs=-1)
+@click.option("--full", is_flag=True, help="Read every file, even those that look unchanged.")
+@click.option(
+    "--tag", "tags", metavar="KEY=VALUE", multiple=True, callback=_tags, help="Note this in the set; may be repeated."
+)
+@click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when another run is going on.")
+@verb
+def run_now(
+    daemon: Daemon, *, as_json: bool, volumes: tuple[str, ...], full: bool, tags: dict[str, str], no_wait: bool
+) -> str:
+    """Back up all volumes, or the VOLUMEs named, and follow it to its end.
+
+    The daemon does the work: losing this terminal, or Ctrl-C, does not stop it.
+
+    Exit codes: 0 good, 1 failed, 2 usage or configuration, 3 partial, 10 no such volume, 11 busy, 130 Ctrl-C (the run
+    goes on), 143 the daemon was told to stop.
+    """
+    wanted = {"volumes": volumes, "full": full, "tags": tags, "no_wait": no_wait}
+    watcher = _watcher(as_json=as_json)
+    warned: list[str] = []
+    try:
+        with watcher:
+            report = _watch(daemon, wanted, watcher, warned)
+    except KeyboardInterrupt:
+        raise Complaint(
+            "detached",
+            "stopped watching; the run goes on in the daemon",
+            "`docker exec backup status` shows how far it is",
+        ) from None
+    if as_json:
+        _print_json(report)
+    else:
+        report["warnings"] = [each for each in report["warnings"] if each not in warned]
+        _words().report(report)
+    return str(report["outcome"])
+
+
+def _watcher(*, as_json: bool) -> Watcher:
+    if sys.stderr.isatty():
+        return Display(Console(stderr=True, highlight=False))
+    return Silent() if as_json else Lines(click.echo)
+
+
+def _watch(daemon: Daemon, wanted: dict[str, Any], watcher: Watcher, warned: list[str]) -> dict[str, Any]:
+    """The report of the run that is asked for; warnings that were shown on the way are added to `warned`."""
+    for line in daemon.run(wanted):
+        match line:
+            case {"waiting_for": before}:
+                watcher.say(f"waiting for the run ({before['trigger']}) that has been going on since {before['since']}")
+            case {"progress": progress}:
+                watcher.progress(progress)
+            case {"warning": warning}:
+                warned.append(warning)
+                watcher.say(f"warning: {warning}")
+            case {"error": error}:
+                raise Complaint(error["code"], error["message"], error["hint"])
+            case {"report": dict(report)}:
+                return report
+    raise Complaint("failed", "the daemon ended the run without a report")
+
+
+@main.command(epilog=_example("docker exec backup plan"))
+@verb
+def plan(daemon: Daemon, *, as_json: bool) -> str:
+    """Show what a run would do: groups, who is paused, what is left out and why, what no backup covers."""
+    document = daemon.get("/plan")
+    if as_json:
+        _print_json(document)
+    else:
+        _words().plan(document)
+    return "good"
+
+
+@main.command(
+    "list",
+    epilog=_example(
+        "docker exec backup list",
+        "docker exec backup list latest",
+        "docker exec backup list backup-20260102_030000 shop_data '*.sqlite'",
+    ),
+)
+@click.argument("set_name", metavar="[SET]", required=False)
+@click.argument("volume", metavar="[VOLUME]", required=False)
+@click.argument("pattern", metavar="[GLOB]", required=False)
+@verb
+def list_sets(daemon: Daemon, *, as_json: bool, set_name: str | None, volume: str | None, pattern: str | None) -> str:
+    """List all sets, the volumes of one SET, or the files of one VOLUME in it (those that match GLOB).
+
+    Exit codes: 3 a store did not answer, so that sets may be missing here, 10 no such set, volume or file.
+    """
+    document = daemon.get("/sets", {"set": set_name, "volume": volume, "pattern": pattern})
+    if as_json:
+        _print_json(document)
+    else:
+        _words().listing(document, one_set=set_name is not None)
+    errors = document.get("errors", {})
+    nothing_matches = pattern is not None and not document.get("files")
+    if not as_json:
+        for store, error in errors.items():
+            click.echo(printable(f"warning: store {store} did not answer: {error['message']}"), err=True)
+        if nothing_matches:
+            click.echo(printable(f"error: no file of {volume} matches {pattern}"), err=True)
+    return "not_found" if nothing_matches else "partial" if errors else "good"
+
+
+@main.command(epilog=_example("docker exec backup status", "docker exec backup status --json"))
+@verb
+def status(daemon: Daemon, *, as_json: bool) -> str:
+    """Show what the daemon is doing, when it will run next, and how the last run went."""
+    document = daemon.get("/status")
+    if as_json:
+        _print_json(document)
+    else:
+        _words().status(document)
+    return "good"
+
+
+@main.command("daemon", epilog=_example("docker run ... volume-backup-sidecar daemon"))
+@click.option("--socket", default=CONTROL_SOCKET, hidden=True)
+def run_daemon(socket: str) -> None:
+    """Be the daemon: the schedule, and the runs that the other verbs ask for. The image's own command.
+
+    It writes JSON lines to stdout and nothing else. Exit codes: 0 stopped while idle, 143 stopped in the middle of a
+    run, 2 settings or a missing mount, 11 another daemon runs in this container.
+    """
+    # Here, because no other verb needs the engine's and the stores' libraries, which take half a second to load.
+    from sidecar import wiring  # noqa: PLC0415
+    from sidecar.service.daemon import serve  # noqa: PLC0415
+
+    # Not sys.exit: a thread that hangs in a request to a dead server would hold it until Docker kills us.
+    os._exit(EXIT_CODES[serve(os.environ, wiring.build_jobs, socket_path=socket)])

@@ -1,0 +1,317 @@
+"""Reports, plans and lists as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_COLOURS = {"good": "green", "partial": "yellow", "failed": "red", "interrupted": "red"}
+# Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
+_PIPE_WIDTH = 1_000
+
+
+def printable(text: object) -> str:
+    """The text with its control characters and lone surrogates escaped: a file's name must not drive a terminal."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "surrogatepass").decode() for each in str(text)
+    )
+
+
+def size(count: float | None) -> str:
+    """Bytes for people: `1.9 GiB`."""
+    if count is None:
+        return ""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def duration(milliseconds: float | None) -> str:
+    """A time span for people: `182 ms`, `41.3 s`, `3 min 20 s`, `2 h 5 min`."""
+    if milliseconds is None:
+        return ""
+    if milliseconds < 1_000:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1_000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Words:
+    """Writes to one console; everything that came from outside is printed as it is, never as markup."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        self._terminal = terminal
+        self.console = Console(
+            width=None if terminal else _PIPE_WIDTH, force_terminal=terminal, highlight=False, soft_wrap=True
+        )
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line."""
+        self.console.print(Text(printable(text), style=style))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        """Rows under their columns' names; `right` names the columns of numbers."""
+        table = Table(box=box.SIMPLE_HEAD if self._terminal else None, pad_edge=False, show_edge=False)
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", no_wrap=not self._terminal)
+        for row in rows:
+            table.add_row(*(Text(text := printable(each), style=_COLOURS.get(text, "")) for each in row))
+        if table.row_count and self._terminal:
+            self.console.print(table)
+        elif table.row_count:
+            with self.console.capture() as captured:
+                self.console.print(table)
+            for line in captured.get().splitlines():
+                self.console.print(Text(line.rstrip()))
+
+    # --- run-now -----------------------------------------------------------------------------------------------------
+
+    def report(self, report: dict[str, Any]) -> None:
+        """A run's end: what was done, what it cost the application, where it lies, and whatever is not well."""
+        volumes, groups = report["volumes"], report["groups"]
+        self.table(
+            ("volume", "outcome", "files", "size", "archive", "paused"),
+            [
+                (
+                    each["volume"],
+                    each["outcome"],
+                    each["files"],
+                    size(each["bytes_read"]),
+                    size(each["archive_bytes"]),
+                    duration(_paused(each, groups)),
+                )
+                for each in volumes
+            ],
+            right=("files", "size", "archive", "paused"),
+        )
+        self.line()
+        outcome = report["outcome"]
+        what = f"set {report['set']}" if report["set"] else "no set was made"
+        self.line(f"{outcome}: {what}, in {duration(report['duration_ms'])}", _COLOURS.get(outcome, ""))
+        for group in groups:
+            containers = ", ".join(group["containers"])
+            waited = f"{containers} paused for {duration(group['paused_ms'])}" if containers else "nothing was paused"
+            self.line(f"  {group['group']}: {waited}")
+        for name, store in report["stores"].items():
+            self._store(name, store)
+        if report["set"] and not report["off_host"]:
+            self.line("  nothing of this set is off this host", "yellow")
+        for each in volumes:
+            if each["changed_files"]:
+                self.line(f"  {each['volume']}: changed while frozen: {_some(each['changed_files'])}", "yellow")
+        self._reasons(report)
+        self._warnings("not protected by any backup", [_unprotected(each) for each in report["unprotected"]])
+        self._warnings("warnings", report["warnings"])
+
+    def _store(self, name: str, store: dict[str, Any]) -> None:
+        where = store.get("location") or name
+        if store["outcome"] == "good":
+            self.line(f"  lies in {where} ({size(store['bytes_uploaded'])} written)")
+        else:
+            self.line(f"  {where}: {store['outcome']}: {_sentence(store.get('error'), store.get('hint'))}", "yellow")
+        if store["pending"]:
+            self.line(f"  {where}: to be shipped later", "yellow")
+
+    def _reasons(self, report: dict[str, Any]) -> None:
+        reasons = []
+        for each in report["reasons"]:
+            about = " ".join(str(each[key]) for key in ("volume", "store") if each.get(key))
+            reasons.append((f"{about}: " if about else "") + _sentence(each["message"], each["hint"]))
+        said = " ".join(reasons)
+        reasons += [
+            f"{each['volume']}: {_sentence(each['error'], each['hint'])}"
+            for each in report["volumes"]
+            if each["error"] and each["error"] not in said
+        ]
+        self._warnings(f"why it is {report['outcome']}", reasons)
+
+    def _warnings(self, title: str, sentences: Sequence[str]) -> None:
+        if sentences:
+            self.line()
+            self.line(f"{title}:", "yellow")
+            for each in sentences:
+                self.line(f"  - {each}")
+
+    # --- plan --------------------------------------------------------------------------------------------------------
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        """What a run would do now."""
+        if not plan["groups"]:
+            self.line("there is no volume to back up", "yellow")
+        for number, group in enumerate(plan["groups"]):
+            if number:
+                self.line()
+            self.line(f"group {group['group']}", "bold")
+            self.table(
+                ("  volume", "size", "at"),
+                [
+                    (f"  {each['volume']}", size(each.get("bytes")), each.get("mountpoint", ""))
+                    for each in group["volumes"]
+                ],
+                right=("size",),
+            )
+            if group["containers"]:
+                self.table(
+                    ("  container", "quiesced by", "because"),
+                    [(f"  {each['container']}", each["quiesce"], each["why"]) for each in group["containers"]],
+                )
+            else:
+                self.line("  no container can write to it: nothing is frozen")
+        if plan["skipped"]:
+            self.line()
+            self.line("left out", "bold")
+            self.table(
+                ("  volume", "why", "hint"),
+                [(f"  {each['volume']}", each["why"], each.get("hint", "")) for each in plan["skipped"]],
+            )
+        self._warnings("not protected by any backup", [_unprotected(each) for each in plan["unprotected"]])
+        self._warnings("warnings", plan["warnings"])
+        self.line()
+        stores = ", ".join(f"{name} ({location})" for name, location in plan.get("stores", {}).items())
+        if stores:
+            self.line(f"sets go to {stores}")
+        self._next_run(plan)
+
+    def _next_run(self, document: dict[str, Any]) -> None:
+        if document.get("next_run"):
+            schedule = f" (schedule {document['schedule']})" if document.get("schedule") else ""
+            self.line(f"next run at {_moment(document['next_run'])}{schedule}")
+        else:
+            self.line("no run is scheduled", "yellow")
+
+    # --- list --------------------------------------------------------------------------------------------------------
+
+    def listing(self, document: dict[str, Any], *, one_set: bool) -> None:
+        """All sets, one set's volumes, or one volume's files."""
+        if "files" in document:
+            self._files(document["files"])
+        elif one_set:
+            for each in document["sets"]:
+                self._volumes(each)
+        elif document["sets"]:
+            self._sets(document["sets"])
+        else:
+            self.line("there is no set; `docker exec backup run-now` makes one")
+
+    def _sets(self, sets: Sequence[dict[str, Any]]) -> None:
+        self.table(
+            ("set", "outcome", "volumes", "size", "archives", "stores", "tags"),
+            [
+                (
+                    each["set"],
+                    each["outcome"],
+                    len(each["volumes"]),
+                    size(sum(volume["raw_bytes"] for volume in each["volumes"].values())),
+                    size(sum(volume["archive_bytes"] for volume in each["volumes"].values())),
+                    ", ".join(each["stores"]),
+                    ", ".join(f"{key}={text}" for key, text in each["tags"].items()) + (" (kept)" * each["keep"]),
+                )
+                for each in sets
+            ],
+            right=("volumes", "size", "archives"),
+        )
+
+    def _volumes(self, described: dict[str, Any]) -> None:
+        stores = ", ".join(described["stores"])
+        self.line(f"{described['set']}: {described['outcome']}, made on {described['host']}, lies in {stores}")
+        self.table(
+            ("volume", "files", "size", "archive"),
+            [
+                (name, each["files"], size(each["raw_bytes"]), size(each["archive_bytes"]))
+                for name, each in described["volumes"].items()
+            ],
+            right=("files", "size", "archive"),
+        )
+
+    def _files(self, files: Sequence[dict[str, Any]]) -> None:
+        self.table(
+            ("mode", "owner", "size", "changed", "path"),
+            [
+                (
+                    _mode(each),
+                    f"{each['uid']}:{each['gid']}",
+                    each["size"],
+                    _moment(each["mtime"]),
+                    each["path"],
+                )
+                for each in files
+            ],
+            right=("owner", "size"),
+        )
+
+    # --- status ------------------------------------------------------------------------------------------------------
+
+    def status(self, status: dict[str, Any]) -> None:
+        """What the daemon is doing, and how the last run went."""
+        self.line(
+            f"{status['state']}, {'healthy' if status['healthy'] else 'not healthy'}: {status['why']}",
+            "green" if status["healthy"] else "yellow",
+        )
+        if running := status["running"]:
+            self.line(f"running since {_moment(running['since'])}: {step(running)}")
+        if last := status["last_run"]:
+            what = last["set"] or "no set"
+            self.line(f"last run at {_moment(last['started'])}: {last['outcome']}, {what}")
+        if status["last_good"]:
+            self.table(
+                ("volume", "last good backup"),
+                [(name, _moment(moment)) for name, moment in status["last_good"].items()],
+            )
+        self._next_run(status)
+        self._warnings("warnings", status.get("warnings", []))
+
+
+def step(progress: dict[str, Any]) -> str:
+    """Where a run is: `packing shop_data, 120 MiB of 1.0 GiB`."""
+    text = " ".join(filter(None, [progress["phase"], progress["volume"]]))
+    if progress["total_bytes"]:
+        return f"{text}, {size(progress['done_bytes'])} of {size(progress['total_bytes'])}"
+    return f"{text}, {size(progress['done_bytes'])}" if progress["done_bytes"] else text
+
+
+def _paused(volume: dict[str, Any], groups: Sequence[dict[str, Any]]) -> float | None:
+    """How long a volume's group was paused, where the report tells which group that was."""
+    of_group = [each["paused_ms"] for each in groups if each["group"] == volume.get("group") or len(groups) == 1]
+    return of_group[0] if of_group else None
+
+
+def _sentence(message: str | None, hint: str | None) -> str:
+    return "; ".join(filter(None, [message, hint])) or "no reason is known"
+
+
+def _unprotected(mount: dict[str, Any]) -> str:
+    return f"{mount['container']}: {mount['mount']} ({mount['why']})"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _moment(moment: object) -> str:
+    """A time of a document: RFC 3339 text without its `T`, or seconds since 1970."""
+    if isinstance(moment, int | float):
+        try:
+            moment = datetime.fromtimestamp(moment).astimezone().isoformat(sep=" ", timespec="seconds")
+        except (ValueError, OverflowError, OSError):
+            return str(moment)
+    return str(moment).replace("T", " ").replace("Z", " UTC")
+
+
+def _mode(file: dict[str, Any]) -> str:
+    """`0644` with the type's letter before it, or the mode as the document has it."""
+    mode = file["mode"]
+    letters = {"file": "-", "dir": "d", "symlink": "l", "hardlink": "h", "fifo": "p", "socket": "s"}
+    kind = letters.get(str(file["type"]), f"{file['type']} ")
+    return f"{kind}{mode & 0o7777:04o}" if isinstance(mode, int) else f"{kind}{mode}"

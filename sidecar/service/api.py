@@ -1,0 +1,256 @@
+"""The control API: HTTP over a Unix socket that only this container's root may open.
+
+POST /runs streams one JSON object a line until the run's `report` or an `error`; GET /plan, /sets and /status give one
+object. An error is `{"code", "message", "hint"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from sidecar.errors import Busy, MountMissing, SidecarError
+from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.service.runs import Runs, Ticket
+
+CONTROL_SOCKET = "/run/backup/control.sock"
+
+_STATUS = {
+    "usage": 400,
+    "config_invalid": 400,
+    "not_found": 404,
+    "busy": 409,
+    "engine_denied": 502,
+    "store_denied": 502,
+    "bucket_missing": 502,
+    "engine_unreachable": 503,
+    "store_unreachable": 503,
+    "interrupted": 503,
+}
+_TICK_SECONDS = 0.1  # how often a follower is told of progress
+
+Crashed = Callable[[BaseException, str], None]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class _Usage(SidecarError):
+    """The request is not one that this API understands."""
+
+    code = "usage"
+
+
+class ControlApi:
+    """The application behind the socket.
+
+    facts: what the daemon alone knows for plan and status (`schedule`, `next_run`). warnings: told to everyone who asks
+    for a run or the status. crashed: takes an exception that nobody expected, with where it happened.
+    """
+
+    def __init__(
+        self,
+        runs: Runs,
+        jobs: Jobs,
+        *,
+        facts: Callable[[], dict[str, Any]],
+        warnings: Sequence[str],
+        crashed: Crashed,
+    ) -> None:
+        self._runs = runs
+        self._jobs = jobs
+        self._facts = facts
+        self._warnings = warnings
+        self._crashed = crashed
+
+    def app(self) -> Starlette:
+        """As uvicorn wants it."""
+        return Starlette(
+            routes=[
+                Route("/runs", self._answered(self._run), methods=["POST"]),
+                Route("/plan", self._answered(self._plan)),
+                Route("/sets", self._answered(self._sets)),
+                Route("/status", self._answered(self._status)),
+            ]
+        )
+
+    async def _run(self, request: Request) -> Response:
+        wanted, no_wait = _run_request(await request.body())
+        ticket = self._runs.submit(wanted, no_wait=no_wait)
+        return StreamingResponse(self._lines(ticket), media_type="application/x-ndjson")
+
+    async def _plan(self, _: Request) -> Response:
+        return _json(self._facts() | await run_in_threadpool(self._jobs.plan))
+
+    async def _sets(self, request: Request) -> Response:
+        wanted = [request.query_params.get(name) for name in ("set", "volume", "pattern")]
+        return _json(await run_in_threadpool(self._jobs.sets, *wanted))
+
+    async def _status(self, _: Request) -> Response:
+        known_later: dict[str, Any] = {"last_verify": None, "last_drill": None, "guard": None, "pending": []}
+        return _json(self._runs.status() | self._facts() | known_later | {"warnings": list(self._warnings)})
+
+    def _answered(self, endpoint: Endpoint) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except SidecarError as exc:
+                return _json(_error(exc), status=_STATUS.get(exc.code, 500))
+            except Exception as exc:  # noqa: BLE001 - one failed request must not be the daemon's end
+                self._crashed(exc, f"{request.method} {request.url.path}")
+                return _json(_unexpected(exc), status=500)
+
+        return answer
+
+    async def _lines(self, ticket: Ticket) -> AsyncIterator[bytes]:
+        try:
+            async for each in _follow(self._runs, ticket, self._warnings):
+                yield json.dumps(each).encode() + b"\n"
+        except Exception as exc:  # noqa: BLE001 - the status line is sent: an error line is all that is left to say
+            self._crashed(exc, "POST /runs")
+            yield json.dumps({"error": _unexpected(exc)}).encode() + b"\n"
+
+
+async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
+    """What a run's reader is told, until its end. A reader who leaves ends this, and not the run."""
+    for warning in warnings:
+        yield {"warning": warning}
+    done = asyncio.wrap_future(ticket.result)
+    ahead, progress, told = None, None, 0
+    while not done.done():
+        if (now_ahead := runs.ahead_of(ticket)) is not ahead:
+            ahead = now_ahead
+            if ahead:
+                yield {"waiting_for": ahead.as_json()}
+        for notice in ticket.notices[told:]:
+            told += 1
+            yield {"warning": notice}
+        if ticket.progress is not progress and ticket.progress is not None:
+            progress = ticket.progress
+            yield {"progress": dataclasses.asdict(progress)}
+        await asyncio.wait({done}, timeout=_TICK_SECONDS)
+    error = done.exception()
+    if error is None:
+        yield {"report": done.result().as_json()}
+    else:
+        yield {"error": _error(error) if isinstance(error, SidecarError) else _unexpected(error)}
+
+
+def _run_request(body: bytes) -> tuple[RunRequest, bool]:
+    """The request and whether it must not wait. Raises _Usage."""
+    try:
+        match json.loads(body or b"{}"):
+            case dict(wanted) if wanted.keys() <= {"volumes", "full", "tags", "no_wait"}:
+                pass
+            case _:
+                raise _Usage("the body is not an object of volumes, full, tags and no_wait")
+    except ValueError as exc:
+        raise _Usage(f"the body is not JSON: {exc}") from exc
+    volumes, tags = wanted.get("volumes", []), wanted.get("tags", {})
+    full, no_wait = wanted.get("full", False), wanted.get("no_wait", False)
+    if not isinstance(volumes, list) or not all(isinstance(each, str) for each in volumes):
+        raise _Usage("volumes is not a list of names")
+    if not isinstance(tags, dict) or not all(isinstance(each, str) for each in tags.values()):
+        raise _Usage("tags is not an object of texts")
+    if not isinstance(full, bool) or not isinstance(no_wait, bool):
+        raise _Usage("full and no_wait are not true or false")
+    return RunRequest(volumes=tuple(volumes), full=full, tags=tags), no_wait
+
+
+def _error(error: SidecarError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "hint": error.hint}
+
+
+def _unexpected(error: BaseException) -> dict[str, Any]:
+    # The type alone: the text may hold anything, and the log, which takes secrets out, has it.
+    return {
+        "code": "internal_error",
+        "message": f"the daemon failed unexpectedly: {type(error).__name__}",
+        "hint": "the log of the container `backup` has the details",
+    }
+
+
+def _json(document: dict[str, Any], *, status: int = 200) -> Response:
+    # ASCII only: a path that is not UTF-8 has lone surrogates, which UTF-8 cannot carry and JSON escapes can.
+    return Response(json.dumps(document), status_code=status, media_type="application/json")
+
+
+class ControlSocket:
+    """The path that clients connect to, and the proof that no other daemon runs here.
+
+    Raises Busy when another daemon holds the path, MountMissing when its directory cannot be written.
+    """
+
+    def __init__(self, path: str) -> None:
+        directory = os.path.dirname(path)
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            # The kernel frees the lock with its holder, however that ended; a socket file outlives it.
+            self._lock = open(f"{path}.lock", "w")  # noqa: SIM115 - held as long as the process lives
+        except OSError as exc:
+            raise MountMissing(
+                f"the control socket's directory {directory} cannot be written: {exc.strerror}",
+                hint=f"mount a tmpfs at {directory}, as docker-compose.backup.yml does",
+            ) from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise Busy(f"another daemon serves {path}", hint="use run-now, plan, list or status to talk to it") from exc
+        self._path = path
+        if os.path.lexists(path):
+            os.unlink(path)
+
+    def listen(self) -> socket.socket:
+        """From now on clients can connect; they are answered once a `Server` serves the socket."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(self._path)
+        os.chmod(self._path, 0o600)  # before listen(): until then nobody can connect
+        listener.listen()
+        return listener
+
+
+class Server:
+    """uvicorn in a thread, without its signal handlers (it sets them in a main thread only) and without its logs."""
+
+    def __init__(self, app: Starlette, listener: socket.socket, *, crashed: Crashed) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            http="h11",
+            loop="asyncio",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+        self._listener = listener
+        self._crashed = crashed
+        self._thread = threading.Thread(target=self._serve, name="control API", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Let the answers under way end, for at most `timeout` seconds."""
+        self._server.should_exit = True
+        self._thread.join(timeout)
+
+    def _serve(self) -> None:
+        try:
+            self._server.run(sockets=[self._listener])
+        except BaseException as exc:  # noqa: BLE001 - uvicorn leaves by SystemExit, which a thread swallows
+            self._crashed(exc, "control API")

@@ -1,0 +1,203 @@
+"""The daemon: settings, recovery, schedule and control API, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sidecar import config
+from sidecar.config import Settings
+from sidecar.errors import Busy, ConfigInvalid, MountMissing, SidecarError
+from sidecar.events import Emit
+from sidecar.report import Outcome, rfc3339
+from sidecar.schedule import Schedule
+from sidecar.service.api import CONTROL_SOCKET, ControlApi, ControlSocket, Server
+from sidecar.service.jobs_port import Jobs
+from sidecar.service.logs import EventLog, claim_stdout, install
+from sidecar.service.runs import Runs, Ticket
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Docker kills 10 s after SIGTERM. The run gets most of it; the rest is for its followers' last lines and the log.
+RUN_MAY_TAKE, _ANSWERS_MAY_TAKE, _LOG_MAY_TAKE = 7.0, 1.0, 0.5
+
+# The wall clock may be set, and a machine may sleep: look at it at least this often.
+_LOOK_EVERY = 30.0
+_LITTLE = timedelta(hours=1)
+
+_TRY_AGAIN_EVERY = 15.0
+
+
+class Scheduler:
+    """Starts scheduled runs. now: the wall clock, aware. wait: sleep for so many seconds; true when told to stop."""
+
+    def __init__(
+        self, schedule: Schedule | None, runs: Runs, *, now: Callable[[], datetime], wait: Callable[[float], bool]
+    ) -> None:
+        self._schedule = schedule
+        self._runs = runs
+        self._now = now
+        self._wait = wait
+        self._fired: datetime | None = None
+        self.next_run = schedule.next_after(now()) if schedule else None
+
+    def run(self) -> None:
+        """Until told to stop."""
+        while not self._wait(self._seconds()):
+            self._look()
+
+    def _seconds(self) -> float:
+        left = (self.next_run - self._now()).total_seconds() if self.next_run else _LOOK_EVERY
+        return min(max(left, 0.0), _LOOK_EVERY)
+
+    def _look(self) -> None:
+        if self._schedule is None or self.next_run is None:
+            return
+        moment = self._now()
+        if moment >= self.next_run:
+            self._fired = moment
+            self._runs.submit_scheduled()
+        # Asked anew every time, because a clock that started years ahead and is then set right must not leave us
+        # waiting for that year; but one that is set back a little must not make the same run twice.
+        if self._fired and self._fired - _LITTLE < moment < self._fired:
+            moment = self._fired
+        self.next_run = self._schedule.next_after(moment)
+
+
+def serve(
+    environ: Mapping[str, str],
+    build_jobs: Callable[[Settings, Emit], Jobs],
+    *,
+    socket_path: str = CONTROL_SOCKET,
+    run_may_take: float = RUN_MAY_TAKE,
+) -> str:
+    """Be the daemon of this process until it is told to stop; how that went.
+
+    `good`: stopped while idle. `interrupted`: stopped in the middle of a run. `config_invalid`, `mount_missing`: it
+    could not begin. `busy`: another daemon runs here. `failed`: something that nobody expected. The caller leaves by
+    os._exit, because threads may still be busy; the log is written by then.
+
+    run_may_take: the seconds that a run has to end in when the daemon is told to stop.
+    """
+    # Blocked before the first thread is made, so that every thread inherits it: a stop is taken by our own wait, at a
+    # point of our choosing, and not by an exception in the middle of a line.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    log = EventLog(claim_stdout())
+    install(log)
+    try:
+        outcome = _serve(environ, build_jobs, socket_path, run_may_take, log)
+    except (ConfigInvalid, MountMissing) as exc:
+        problems = exc.problems if isinstance(exc, ConfigInvalid) else [exc.message]
+        log("config_invalid", code=exc.code, error=exc.message, problems=problems, hint=exc.hint)
+        outcome = exc.code
+    except Busy as exc:
+        log("daemon_stopped", level=logging.ERROR, mid_run=False, error=exc.message, hint=exc.hint)
+        outcome = exc.code
+    except BaseException as exc:  # noqa: BLE001 - the log is the only place where it can be said
+        log.crashed(exc, where="daemon")
+        outcome = "failed"
+    log.flush(_LOG_MAY_TAKE)
+    return outcome
+
+
+def _serve(
+    environ: Mapping[str, str],
+    build_jobs: Callable[[Settings, Emit], Jobs],
+    socket_path: str,
+    run_may_take: float,
+    log: EventLog,
+) -> str:
+    settings = config.load(environ, _read_text)
+    log.configure(level=settings.log_level, secrets=settings.secrets())
+    # First of all, because whoever recovers while another daemon runs would thaw what that one has just frozen.
+    control = ControlSocket(socket_path)
+    jobs = _when_ready(lambda: build_jobs(settings, log), log)
+    if jobs is None:
+        return "good"
+    listener = control.listen()
+    runs = Runs(jobs, log, now=_now, clean=log.clean)
+    log.listen = runs.notice
+    runs.recover()
+    scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within)
+
+    def facts() -> dict[str, Any]:
+        return {
+            "schedule": settings.schedule.expression if settings.schedule else None,
+            "next_run": rfc3339(scheduler.next_run) if scheduler.next_run else None,
+        }
+
+    def crashed(error: BaseException, where: str) -> None:
+        log.crashed(error, where=where)
+
+    api = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed)
+    server = Server(api.app(), listener, crashed=crashed)
+    runs.start()
+    server.start()
+    log("daemon_started", stores=settings.stores, timezone=str(settings.timezone), **facts())
+    for warning in settings.warnings:
+        log("config_warning", error=warning)
+    try:
+        scheduler.run()
+    finally:
+        outcome = _stop(runs, server, run_may_take, log)
+    return outcome
+
+
+def _when_ready(build: Callable[[], Jobs], emit: Emit) -> Jobs | None:
+    """The jobs, as soon as what they need (an engine that restarts, too) is there; None when told to stop before.
+
+    Raises ConfigInvalid and MountMissing, which time does not mend.
+    """
+    while True:
+        try:
+            return build()
+        except (ConfigInvalid, MountMissing):
+            raise
+        except SidecarError as exc:
+            emit("start_delayed", code=exc.code, error=exc.message, hint=exc.hint)
+        if _stop_within(_TRY_AGAIN_EVERY):
+            return None
+
+
+def _stop(runs: Runs, server: Server, run_may_take: float, log: EventLog) -> str:
+    """End the run, if there is one, and tell its followers; `good` or `interrupted`."""
+    begun = time.monotonic()
+    interrupted = runs.interrupt()
+    ended = runs.wait_idle(run_may_take)
+    server.stop(_ANSWERS_MAY_TAKE)
+    mid_run = interrupted is not None and not (ended and _came_through(interrupted))
+    duration_ms = round((time.monotonic() - begun) * 1000, 1)
+    if ended:
+        log("daemon_stopped", mid_run=mid_run, duration_ms=duration_ms)
+    else:
+        log(
+            "daemon_stopped",
+            level=logging.ERROR,
+            mid_run=True,
+            duration_ms=duration_ms,
+            error=f"the run did not end within {run_may_take:.0f} s",
+            hint="what it froze is thawed when the container starts again; until then: docker unpause NAME",
+        )
+    return "interrupted" if mid_run else "good"
+
+
+def _came_through(ticket: Ticket) -> bool:
+    """Whether a run that was told to end had got to its end anyway."""
+    return ticket.result.exception() is None and ticket.result.result().outcome is not Outcome.INTERRUPTED
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _stop_within(seconds: float) -> bool:
+    return signal.sigtimedwait(STOP_SIGNALS, seconds) is not None
+
+
+def _read_text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()

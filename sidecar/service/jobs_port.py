@@ -1,0 +1,49 @@
+"""What the daemon asks of the jobs; wiring gives it the real ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sidecar.events import Follow
+from sidecar.report import RunReport
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One run as it was asked for.
+
+    volumes: names, all volumes when empty. full: read everything, whatever signatures say. tags: for the manifest.
+    trigger: `manual` or `schedule`.
+    """
+
+    volumes: tuple[str, ...] = ()
+    full: bool = False
+    tags: Mapping[str, str] = field(default_factory=dict)
+    trigger: str = "manual"
+
+
+class Jobs(Protocol):
+    """What the product does. Methods block; all but `recover` may be called from several threads, `backup` from one."""
+
+    def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
+        """Make one backup.
+
+        Once `cancelled` is set it thaws, aborts and ends within seconds: by raising Interrupted or with a report whose
+        outcome is `interrupted`. Raises NotFound for a volume that does not exist, before anything is touched. It emits
+        `run_started` and `run_finished`; the daemon emits `run_failed` for whatever is raised.
+        """
+
+    def plan(self) -> dict[str, Any]:
+        """The object of `plan --json`: what a run would do now."""
+
+    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+        """The object of `list --json`: all sets, or the one named; with volume its files, as `{"files": [...]}`.
+
+        pattern: a glob over the files' paths. Raises NotFound for a set or volume that does not exist.
+        """
+
+    def recover(self) -> None:
+        """Put right what a killed run left: thaw what it froze, abort what it uploaded. Idempotent."""

@@ -1,0 +1,145 @@
+"""A real daemon over jobs that only pretend: run as a script, `fake_daemon.py SOCKET [GATE]`, settings as environment.
+
+What a run does is chosen by the volumes it names: `hold` waits until it is told to stop, `gate` until the file GATE
+exists, `stuck` ignores being told, `partial`, `failed`, `crash` and `missing` end so; anything else is good.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from sidecar.cli.main import EXIT_CODES
+from sidecar.config import Settings
+from sidecar.errors import EngineUnreachable, Interrupted, NotFound, StoreDenied
+from sidecar.events import Emit, Follow, Progress
+from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, Unprotected, VolumeReport
+from sidecar.service.daemon import serve
+from sidecar.service.jobs_port import RunRequest
+
+MEBIBYTE = 1024 * 1024
+NAME_WITH_ESCAPES = "a\x1b[31m\nb\udcff.txt"
+
+PLAN = {
+    "groups": [
+        {
+            "group": "shop",
+            "volumes": [
+                {"volume": "shop_data", "mountpoint": "/var/lib/docker/volumes/shop_data/_data", "path": "/volumes/x"}
+            ],
+            "containers": [{"container": "shop-db-1", "quiesce": "pause", "why": "BACKUP_QUIESCE"}],
+        },
+        {"group": "wiki", "volumes": [{"volume": "wiki", "mountpoint": "/m", "path": "/v"}], "containers": []},
+    ],
+    "skipped": [{"volume": "nfs", "code": "volume_unavailable", "why": "it is not mounted", "hint": "mount it"}],
+    "unprotected": [{"container": "shop-web-1", "mount": "/srv/uploads", "why": "a bind mount"}],
+    "warnings": ["container x has a label [that] nobody knows"],
+    "stores": {"s3": "s3://sets/backups", "local": "/data/backups"},
+}
+SET = {
+    "set": "backup-20260102_030000",
+    "time": "2026-01-02T03:00:00Z",
+    "outcome": "good",
+    "host": "host-1",
+    "stores": ["s3"],
+    "volumes": {"shop_data": {"archive_bytes": 5 * MEBIBYTE, "raw_bytes": 9 * MEBIBYTE, "files": 12}},
+    "tags": {"reason": "upgrade"},
+    "keep": False,
+    "verified": None,
+    "drilled": None,
+}
+FILE = {"type": "file", "size": 3, "mode": "0644", "uid": 999, "gid": 0, "mtime": 1_767_225_600.5}
+
+
+class PretendJobs:
+    def __init__(self, settings: Settings, emit: Emit, gate: str) -> None:
+        self.settings = settings
+        self.emit = emit
+        self.gate = gate
+
+    def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
+        started = datetime(2026, 1, 2, 3, tzinfo=UTC)
+        kind = request.volumes[0] if request.volumes else "good"
+        if kind == "missing":
+            raise NotFound("there is no volume missing", hint="there are shop_data and wiki")
+        self.emit("run_started", run="r1", trigger=request.trigger, volumes=request.volumes, tags=request.tags)
+        print("a library that prints")
+        os.write(1, b"and one that writes to the descriptor\n")
+        follow(Progress("copying", "shop_data", 1 * MEBIBYTE, 4 * MEBIBYTE))
+        match kind:
+            case "hold":
+                cancelled.wait()
+                raise Interrupted("the run was told to stop", hint="run it again")
+            case "gate":
+                while not os.path.exists(self.gate) and not cancelled.wait(0.01):
+                    pass
+            case "stuck":
+                threading.Event().wait()
+            case "crash":
+                raise RuntimeError(f"not meant to be: {os.environ.get('AWS_SECRET_ACCESS_KEY')}")
+            case "failed":
+                raise StoreDenied("s3 refuses backups/x", hint="grant s3:PutObject", store="s3")
+        outcome = Outcome.PARTIAL if kind == "partial" else Outcome.GOOD
+        follow(Progress("packing", "shop_data", 4 * MEBIBYTE, 4 * MEBIBYTE))
+        report = RunReport(
+            run="r1",
+            set="backup-20260102_030000",
+            outcome=outcome,
+            started=started,
+            duration_ms=41_300,
+            paused_ms=182.4,
+            off_host=outcome is Outcome.GOOD,
+            reasons=(Reason("not_off_host", "nothing is off this host", "set S3_BACKUP_BUCKET"),) * (kind == "partial"),
+            unprotected=(Unprotected("shop-web-1", "/srv/uploads", "a bind mount"),),
+            stores={"local": StoreReport(Outcome.GOOD, bytes_uploaded=5 * MEBIBYTE)},
+            groups=(GroupReport("shop", ("shop-db-1", "shop-web-1"), 182.4, Outcome.GOOD),),
+            volumes=(
+                VolumeReport(
+                    "shop_data",
+                    outcome,
+                    files=12,
+                    bytes_read=9 * MEBIBYTE,
+                    archive_bytes=5 * MEBIBYTE,
+                    changed_files=(NAME_WITH_ESCAPES,) * (kind == "partial"),
+                ),
+            ),
+            warnings=self.settings.warnings,
+        )
+        self.emit("run_finished", run=report.run, set=report.set, outcome=outcome)
+        return report
+
+    def plan(self) -> dict[str, Any]:
+        if os.path.exists(self.gate):
+            raise EngineUnreachable("nothing answers on /var/run/docker.sock", hint="mount the socket")
+        return PLAN
+
+    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+        if set_name not in (None, "latest", SET["set"]):
+            raise NotFound(f"there is no set {set_name}", hint="`list` shows all")
+        if volume:
+            paths = ["./a.sqlite", f"./{NAME_WITH_ESCAPES}"]
+            return {"files": [{"path": path, **FILE} for path in paths if not pattern or path.endswith(pattern[1:])]}
+        if os.path.exists(self.gate):
+            return {"sets": [], "errors": {"s3": {"code": "store_unreachable", "message": "no route", "hint": ""}}}
+        return {"sets": [SET], "errors": {}}
+
+    def recover(self) -> None:
+        if os.environ.get("FAKE_SLOW_RECOVERY"):
+            time.sleep(float(os.environ["FAKE_SLOW_RECOVERY"]))
+        self.emit("recovered", containers=["shop-db-1"])
+
+
+if __name__ == "__main__":
+    path, gate = sys.argv[1], (sys.argv[2:] or [""])[0]
+    settings = {name: text for name, text in os.environ.items() if not name.startswith("FAKE_")}
+    outcome = serve(
+        settings,
+        lambda settings, emit: PretendJobs(settings, emit, gate),
+        socket_path=path,
+        run_may_take=float(os.environ.get("FAKE_PATIENCE", "7")),
+    )
+    os._exit(EXIT_CODES[outcome])
