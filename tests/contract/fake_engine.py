@@ -44,7 +44,7 @@ class FakeEngine:
         self._numbers = iter(range(1, 1_000_000))
         self._faults: list[Fault] = []
         self._landing: list[tuple[int, str, Callable[[], None]]] = []
-        self._meanwhile: dict[tuple[str, str], list[Callable[[], None]]] = {}
+        self._meanwhile: dict[tuple[str, str], list[Callable[[], object]]] = {}
         self._carriers: set[str] = set()
         self._own = ""
 
@@ -223,6 +223,11 @@ class FakeEngine:
             self._containers[container.id] = container
             self._emit("rename", container)
 
+    def happen(self, action: str, name: str) -> None:
+        """Any other event: a health check, a look at its processes, ..."""
+        with self._turn:
+            self._emit(action, self._find(name))
+
     def be(self, name: str) -> None:
         """From now on, this container is the one we run in."""
         self._own = name
@@ -240,7 +245,7 @@ class FakeEngine:
         with self._turn:
             self._faults.append(Fault(operation, self._find(name).name, error, times, lands, late))
 
-    def meanwhile(self, operation: str, name: str, act: Callable[[], None]) -> None:
+    def meanwhile(self, operation: str, name: str, act: Callable[[], object]) -> None:
         """Let `act` happen just after the next such call."""
         with self._turn:
             self._meanwhile.setdefault((operation, self._find(name).name), []).append(act)
@@ -356,7 +361,7 @@ class _FakeWatch:
     def events(self) -> Sequence[ContainerEvent]:
         with self._engine._turn:
             if self._engine._forgotten > self._began:
-                raise EngineError("the engine's event log was overwritten or lost while it was watched")
+                raise EngineError("the engine's event log was overwritten while watched", hint="run the backup again")
             return tuple(self._engine._log[self._began :])
 
 
