@@ -32,9 +32,9 @@ _TELL_EVERY_ENTRIES = 128
 class Capture:
     """What one walk found.
 
-    files: regular files in the order of the spool; others: hard links, symlinks, special files, then directories,
-    children before parents, the root last; sockets: paths that no archive can hold; changed: paths that were not the
-    same before and after they were read; bytes_read: data bytes copied.
+    files: regular files in the order of the spool; others: hard links and special files, then directories, children
+    before parents, the root last, each followed by its symlinks; sockets: paths that no archive can hold; changed:
+    paths that were not the same before and after they were read; bytes_read: data bytes copied.
     """
 
     spool: Spool
@@ -127,6 +127,7 @@ class _Level:
     prefix: bytes  # of its entries' paths
     before: os.stat_result
     names: Iterator[tuple[str, Kind | None]]
+    symlinks: list[Entry] = field(default_factory=list)
 
 
 class _Descent:
@@ -212,7 +213,7 @@ class _Walk:
                     if kind is Kind.FILE:
                         self._regular(level.descriptor, name)
                     elif kind is not Kind.DIRECTORY:
-                        self._special(level.descriptor, name)
+                        self._special(level, name)
                     elif descent.enter(name, self.path):
                         break
                     else:
@@ -236,6 +237,9 @@ class _Walk:
             self.capture.changed.append(level.path)
         attributes = _attributes(level.descriptor)
         self._directories.append(Entry(level.path, Kind.DIRECTORY, _signature(level.before), attributes=attributes))
+        # GNU tar first makes a placeholder of a symlink that leads out of the tree (absolute, `..`), and the symlink
+        # itself at the very end. It sets the directory's times after that only if it has met the directory before.
+        self._directories += level.symlinks
 
     def _regular(self, directory: int, name: str) -> None:
         path = self.path
@@ -299,8 +303,9 @@ class _Walk:
             length -= len(room)
             self._check()
 
-    def _special(self, directory: int, name: str) -> None:
+    def _special(self, level: _Level, name: str) -> None:
         path = self.path
+        directory = level.descriptor
         try:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             kind = kind_of(status.st_mode)
@@ -310,7 +315,8 @@ class _Walk:
             if kind in (Kind.FILE, Kind.DIRECTORY):  # it was something else when the directory was listed
                 self.capture.changed.append(path)
                 return
-            if status.st_nlink > 1 and (first := self._first_name(status)):
+            # A symlink with two names becomes two symlinks: nobody can tell but by the count of links.
+            if kind is not Kind.SYMLINK and status.st_nlink > 1 and (first := self._first_name(status)):
                 self.capture.others.append(Entry(path, Kind.HARD_LINK, _signature(status), first))
                 return
             link = os.fsencode(os.readlink(name, dir_fd=directory)) if kind is Kind.SYMLINK else b""
@@ -325,7 +331,8 @@ class _Walk:
         device = (0, 0)
         if kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
-        self.capture.others.append(Entry(path, kind, _signature(status), link, attributes, device))
+        entry = Entry(path, kind, _signature(status), link, attributes, device)
+        (level.symlinks if kind is Kind.SYMLINK else self.capture.others).append(entry)
 
 
 def _listed_kind(entry: os.DirEntry[str]) -> Kind | None:
