@@ -22,6 +22,7 @@ from sidecar.events import Emit, Follow
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.recover import sweep
 from sidecar.plan import Selection
 from sidecar.report import RunReport
 from sidecar.service.jobs_port import Jobs, RunRequest
@@ -55,8 +56,10 @@ class _Jobs:
         self._journal = Journal(STATE / "journal.json")
         self._names = SetNames(_now, time.sleep)
         self._bare_stores = {name: _store(name, settings) for name in settings.stores}
+        self._unswept = set(settings.stores)
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
+        self._sweep()
         settings = self._settings
         tools = Tools(
             engine=self._engine,
@@ -92,6 +95,13 @@ class _Jobs:
 
     def recover(self) -> None:
         recover(self._journal, self._engine, self._emit)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Until each store has answered once: a store that is away must not hold up the start."""
+        if self._unswept:
+            engine = self._engine.identity().id
+            self._unswept -= {name for name in self._unswept if sweep(self._bare_stores[name], engine, self._emit)}
 
     def _stores(self, cancelled: threading.Event) -> Mapping[str, Store]:
         return {

@@ -68,7 +68,7 @@ class Ledger:
     def not_off_host(self) -> None:
         """Note that nobody said where to keep sets."""
         message = "nothing is off this host: S3_BACKUP_BUCKET is not set, so sets are kept in a local directory only"
-        hint = "set S3_BACKUP_BUCKET, or accept it with BACKUP_STORES=local"
+        hint = "set S3_BACKUP_BUCKET (is its name spelt right in .env?), or accept it with BACKUP_STORES=local"
         self.event("not_off_host", error=message, hint=hint)
         self.because("not_off_host", message, hint)
 
