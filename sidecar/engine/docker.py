@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -32,6 +32,8 @@ from sidecar.errors import (
     NotRunning,
 )
 from sidecar.model import ROLE_LABEL, Container, ContainerState, EngineIdentity, Mount, Volume
+
+T = TypeVar("T")
 
 SOCKET = "unix:///var/run/docker.sock"
 
@@ -76,13 +78,11 @@ class DockerEngine:
 
     def identity(self) -> EngineIdentity:
         """Who the engine is."""
-        facts = self._ask("GET", "/info").json()
-        return EngineIdentity(facts["ID"], facts["Name"], facts["ServerVersion"], facts["DockerRootDir"])
+        return self._read("/info", _identity)
 
     def volumes(self) -> list[Volume]:
         """All volumes, by name, anonymous ones too."""
-        facts = self._ask("GET", "/volumes").json()
-        return sorted(map(_volume, facts["Volumes"] or ()), key=lambda volume: volume.name)
+        return self._read("/volumes", _volumes)
 
     def containers(self, *, running_only: bool = False) -> list[Container]:
         """All containers with their mounts, by name.
@@ -93,16 +93,16 @@ class DockerEngine:
         if running_only:
             parameters["filters"] = json.dumps({"status": ["running", "paused", "restarting"]})
         found = []
-        for listed in self._ask("GET", "/containers/json", parameters).json():
+        for identifier in self._read("/containers/json", _identifiers, parameters):
             try:
-                found.append(self.container(listed["Id"]))
+                found.append(self.container(identifier))
             except ContainerGone:
                 continue
         return sorted(found, key=lambda container: container.name)
 
     def container(self, identifier: str) -> Container:
         """One container by ID or name. Raises ContainerGone."""
-        return _container(self._ask("GET", f"/containers/{identifier}/json").json())
+        return self._read(f"/containers/{identifier}/json", _container)
 
     def pause(self, identifier: str) -> None:
         """Freeze its processes."""
@@ -166,6 +166,15 @@ class DockerEngine:
         form drops events of a reader that is 100 ms late, silently, and has no mark for "this is all up to now".
         """
         return self._ask("GET", "/events", {"until": "0"}).content.splitlines()
+
+    def _read(self, path: str, meaning: Callable[[Any], T], parameters: Mapping[str, str] | None = None) -> T:
+        response = self._ask("GET", path, parameters)
+        try:
+            return meaning(response.json())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(
+                f"the answer to GET {path} is not Docker's: {error!r}", hint="see what listens at DOCKER_HOST"
+            ) from error
 
     def _ask(
         self, method: str, path: str, parameters: Mapping[str, str] | None = None, *, timeout: float = PATIENT
@@ -279,6 +288,21 @@ def _share_network(one: Container, other: Container) -> bool:
 
 
 # --- what the answers mean -------------------------------------------------------------------------------------------
+
+
+def _identity(facts: Mapping[str, Any]) -> EngineIdentity:
+    """From GET /info."""
+    return EngineIdentity(facts["ID"], facts["Name"], facts["ServerVersion"], facts["DockerRootDir"])
+
+
+def _identifiers(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """From GET /containers/json."""
+    return [listed["Id"] for listed in facts]
+
+
+def _volumes(facts: Mapping[str, Any]) -> list[Volume]:
+    """From GET /volumes."""
+    return sorted(map(_volume, facts["Volumes"] or ()), key=lambda volume: volume.name)
 
 
 def _container(facts: Mapping[str, Any]) -> Container:

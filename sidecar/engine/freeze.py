@@ -295,9 +295,9 @@ class Frozen:
         self._journal_trouble: SidecarError | None = None
         self._spoiled = threading.Event()
         self._left = threading.Event()
-        # Two pools: a freeze that hangs must not stand in the way of a thaw.
+        # Two pools, and a thread for each thaw: no request that hangs may stand in the way of a thaw.
         self._freezing = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="freeze")
-        self._thawing = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="thaw")
+        self._thawing = ThreadPoolExecutor(max(1, len(scene.holds)), thread_name_prefix="thaw")
         self._guard = threading.Thread(target=self._stand_guard, name="freeze-guard")
 
     def check(self) -> None:

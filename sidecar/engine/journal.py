@@ -66,7 +66,7 @@ class Journal:
             frozen = tuple(map(_intent, document["frozen"]))
             others = {key: value for key, value in document.items() if key not in ("format", "run", "group", "frozen")}
             return Entry(str(document["run"]), str(document["group"]), frozen, others)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise JournalUnreadable(
                 f"the freeze journal {self.path} is damaged: {error!r}",
                 hint="see `docker ps --filter status=paused`, thaw with `docker unpause NAME`, then remove the file",

@@ -525,17 +525,21 @@ def test_without_a_new_thread_all_is_thawed_nevertheless(bench: Bench, monkeypat
     assert bench.states("db", "web") == [RUNNING, RUNNING]
 
 
-def test_one_that_hangs_while_it_is_frozen_does_not_keep_the_others_frozen(bench: Bench) -> None:
-    bench.app("db")
-    bench.app("web")
+def test_those_that_hang_while_they_are_frozen_do_not_keep_the_others_frozen(bench: Bench) -> None:
+    hanging = [f"db-{number}" for number in range(8)]
     answered = threading.Event()
-    bench.engine.meanwhile("pause", "db", lambda: answered.wait(10))
+    for name in hanging:
+        bench.app(name)
+        bench.engine.meanwhile("pause", name, lambda: answered.wait(60))
+    bench.app("web", labels={"com.docker.compose.depends_on": "db-0:service_started:false"})
+    for number in range(1, 8):
+        bench.app(f"web-{number}", depends_on=f"db-{number}:service_started:false")
     seen: list[bool] = []
 
     def user() -> None:
-        assert eventually(lambda: bench.states("db", "web") == [PAUSED, PAUSED])
+        frozen = eventually(lambda: bench.states("web", *hanging) == [PAUSED] * 9)
         bench.cancelled.set()
-        seen.append(eventually(lambda: bench.states("web") == [RUNNING]))
+        seen.append(frozen and eventually(lambda: bench.states("web") == [RUNNING]))
         answered.set()
 
     watcher = threading.Thread(target=user)
@@ -544,7 +548,7 @@ def test_one_that_hangs_while_it_is_frozen_does_not_keep_the_others_frozen(bench
         pytest.fail("frozen")
     watcher.join()
     assert seen == [True]
-    assert bench.states("db", "web") == [RUNNING, RUNNING]
+    assert bench.states("web", *hanging) == [RUNNING] * 9
 
 
 def test_a_journal_that_cannot_be_cleared_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -668,6 +672,43 @@ def test_a_container_that_someone_signalled_is_resumed_and_breaks_the_freeze(ben
     assert "is running, not paused" in broken(bench, lambda: bench.engine.kill("db", "TERM"))
 
 
+def test_the_confirmation_itself_sees_what_lasts(bench: Bench) -> None:
+    bench.app("restarted")
+    bench.app("removed")
+    bench.app("other")
+    bench.engine.pause("other")
+
+    def restart_and_pause() -> None:
+        bench.engine.restart("restarted")
+        bench.engine.pause("restarted")
+
+    for act, message in [
+        (restart_and_pause, "restarted was started anew"),
+        (lambda: bench.engine.unpause("other"), "other is running, not paused"),
+        (lambda: bench.engine.remove("removed"), "removed was removed"),
+    ]:
+        with bench.freeze() as frozen:
+            act()
+            with pytest.raises(FreezeBroken, match=message):
+                frozen.confirm(bench.writers)
+        bench.engine.unpause("other")
+        bench.engine.pause("other")
+
+
+def test_a_budget_that_is_spent_during_the_confirmation_is_spent(bench: Bench) -> None:
+    bench.app("db")
+
+    def capture() -> None:
+        with bench.freeze() as frozen:
+            bench.engine.meanwhile("container", "db", lambda: bench.clock.sleep(31))
+            with pytest.raises(PauseBudgetSpent):
+                frozen.confirm(bench.writers)
+
+    with pytest.raises(PauseBudgetSpent):
+        capture()
+    assert not bench.engine.unfired
+
+
 def test_what_happens_after_the_thaw_breaks_nothing(bench: Bench) -> None:
     bench.app("db")
     with bench.freeze() as frozen:
@@ -749,6 +790,16 @@ def test_a_container_that_ran_and_vanished_breaks_the_freeze_because_no_one_can_
         bench.engine.exit("once")
 
     assert "once ran and was removed" in broken(bench, come_and_go)
+
+
+def test_a_copy_into_a_new_container_that_never_ran_breaks_the_freeze(bench: Bench) -> None:
+    bench.app("db")
+
+    def copy() -> None:
+        bench.engine.create("shell", volumes={"data": "/data"})
+        bench.engine.copy_into("shell")
+
+    assert "shell" in broken(bench, copy)
 
 
 def test_new_containers_that_cannot_write_the_volumes_break_nothing(bench: Bench) -> None:
@@ -846,6 +897,16 @@ def test_recovery_waits_for_an_engine_that_is_briefly_away(bench: Bench) -> None
     bench.engine.fail("container", "db", unanswered(), times=5)
     bench.engine.fail("unpause", "db", unanswered(), times=5)
     assert bench.recover() == ("db",)
+    assert not bench.engine.unfired
+
+
+def test_recovery_is_done_when_an_inspection_says_so(bench: Bench) -> None:
+    db = bench.app("db")
+    bench.journal.begin(run="r", group="g", frozen=[intent(db)])
+    bench.engine.pause("db")
+    bench.engine.meanwhile("unpause", "db", lambda: bench.engine.pause("db"))  # a request of the killed run lands late
+    assert bench.recover() == ("db",)
+    assert bench.states("db") == [RUNNING]
     assert not bench.engine.unfired
 
 
