@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -252,12 +252,6 @@ def _origin(volume: SetVolume) -> list[str]:
 def _in_one_line(text: str) -> str:
     """Names that others chose, harmless even when the whole document is pasted into a shell."""
     return shlex.quote("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
-
-
-def listed(manifests: Mapping[str, Sequence[Manifest]]) -> list[Manifest]:
-    """The sets of several stores, each once, oldest first. manifests: store name to its manifests."""
-    by_name = {m.set: m for of_store in manifests.values() for m in of_store}
-    return [by_name[name] for name in sorted(by_name)]
 
 
 def _read(data: bytes, where: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -16,6 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar import sets
+from sidecar.archive import index
+from sidecar.archive.blocks import BlockPlan, Continuation
+from sidecar.archive.entry import Entry, Kind
 from sidecar.errors import SetInvalid
 from sidecar.report import Outcome, Reason
 
@@ -371,19 +375,6 @@ def test_a_long_option_is_blotted_in_no_time() -> None:
     assert sets.without_secrets({"o": value}) == {"o": value}
 
 
-# --- several stores --------------------------------------------------------------------------------------------------
-
-
-def test_the_sets_of_several_stores_are_listed_once_each_oldest_first() -> None:
-    def at(name: str) -> sets.Manifest:
-        return sets.Manifest(name, "", Outcome.GOOD, "h", "e", "v", ())
-
-    first, second, third = at("backup-20260101_000000"), at("backup-20260102_000000"), at("backup-20270101_000000")
-
-    assert sets.listed({"s3": [third, first], "local": [second, third]}) == [first, second, third]
-    assert sets.listed({}) == []
-
-
 # --- RECOVER.txt -----------------------------------------------------------------------------------------------------
 
 # Docker's own driver allows [a-zA-Z0-9_.-] only; plugins allow more (`host/export` is how one of them names a share).
@@ -589,3 +580,103 @@ def test_recover_txt_names_the_tools_and_warns_of_the_reader_that_stops_at_the_f
     assert "r|gz" in text
     assert "docker-1" in text
     assert "2026-03-29T06:15:07Z" in text
+
+
+# --- docs/FORMAT.md --------------------------------------------------------------------------------------------------
+
+FORMAT_PAGE = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text()
+
+
+def example(heading: str) -> str:
+    """The first example under `## heading`."""
+    section = FORMAT_PAGE.partition(f"\n## {heading}")[2].partition("\n## ")[0]
+    return section.partition("```")[2].partition("\n")[2].partition("\n```")[0]
+
+
+def documented_manifest() -> sets.Manifest:
+    return sets.Manifest.from_json(example("manifest.json").encode(), where="docs/FORMAT.md")
+
+
+def test_the_documented_manifest_is_byte_for_byte_what_the_code_writes() -> None:
+    assert documented_manifest().to_json().decode() == example("manifest.json") + "\n"
+
+
+def test_every_key_of_a_manifest_is_documented() -> None:
+    table = FORMAT_PAGE.partition("\n## manifest.json")[2].partition("\n## ")[0].partition("| Key |")[2]
+    document = json.loads(a_manifest().to_json())
+    keys = {"set", "time", "outcome", "host", "engine", "version", "tags", "volumes[]", "groups[]", "reasons[]"}
+
+    assert {f"{key}[]" if isinstance(value, list) else key for key, value in document.items()} - keys == {
+        "format",
+        "kind",
+    }
+    for word in [*keys, *(f".{key}" for key in document["volumes"][0])]:
+        assert f"`{word}`" in table
+    for key in [*document["groups"][0], *document["reasons"][0], *document["volumes"][0]["archive"]]:
+        assert f"`{key}`" in table
+
+
+def test_the_documented_keys_are_those_of_the_set_in_the_examples() -> None:
+    manifest = documented_manifest()
+    (volume,) = manifest.volumes
+
+    assert example("Keys").split() == [
+        sets.OWNER,
+        volume.archive.key,
+        volume.index.key,
+        sets.recover_key(manifest.set),
+        sets.manifest_key(manifest.set),
+        f"{manifest.set}/marks.json",
+    ]
+
+
+def test_the_documented_index_is_byte_for_byte_what_the_code_writes_and_is_of_that_set() -> None:
+    lines = [line.encode() + b"\n" for line in example("The index").split("\n")]
+    (volume,) = documented_manifest().volumes
+    blocks = list(index.read_index(lines))
+    summary = json.loads(lines[-1])
+
+    again = [index.header_line(volume.volume, documented_manifest().set)]
+    for block, files, continues in ((each.block, each.files, each.continues) for each in blocks):
+        entries = [(Entry(file.path, file.kind, file.signature, file.link), file.at) for file in files]
+        again.append(
+            index.block_line(
+                block, BlockPlan(entries=entries, continues=Continuation(*continues) if continues else None)
+            )
+        )
+    sockets = [path.encode() for path in summary["sockets"]]
+    again.append(
+        index.summary_line(
+            blocks=len(blocks),
+            files=volume.files,
+            size=volume.archive.size,
+            crc32=int(volume.archive.crc32, 16),
+            sockets=sockets,
+        )
+    )
+    assert again == lines
+    assert sum(each.block.raw_length for each in blocks) == volume.raw_bytes
+
+
+def test_every_column_of_the_index_is_documented_in_its_order() -> None:
+    table = FORMAT_PAGE.partition("| Column | Value |")[2].partition("\n\n")[0]
+    first_cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+
+    assert re.findall(r"`(\w+)`", " ".join(first_cells)) == list(index.COLUMNS)
+    assert all(f"`{kind}`" in table for kind in Kind if kind is not Kind.SOCKET)
+
+
+def test_the_documented_recover_txt_is_what_the_code_writes_for_that_set() -> None:
+    text = sets.recover_text(
+        documented_manifest(), base="s3://company-backups/backups", endpoint="https://s3.example.com"
+    )
+
+    assert example("RECOVER.txt") + "\n" == text
+
+
+def test_the_documented_owner_is_what_the_code_writes() -> None:
+    document = json.loads(example("owner.json"))
+    since = datetime.fromisoformat(document["since"])
+
+    assert sets.owner_document(document["engine"], document["host"], since).decode() == example("owner.json") + "\n"
+    assert document["engine"] == documented_manifest().engine
