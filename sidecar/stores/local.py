@@ -232,17 +232,17 @@ class LocalStore:
         """Give a file that is on the disk its key, durably. With link, raises FileExistsError when the key is taken."""
         path = self._path(key)
         directory = os.path.dirname(path)
-        for attempt in range(10):
-            self._make_directories(directory)
+        for attempt in range(100):
             try:
+                self._make_directories(directory)
                 if link:
                     _rename_if_absent(body, path)
                 else:
                     os.rename(body, path)
                 break
             except FileNotFoundError:
-                # Somebody's delete has just removed the empty directory.
-                if attempt == 9:
+                # Somebody's delete has just removed the empty directory; or there is nothing to publish (into).
+                if attempt == 99 or not os.path.isdir(self._root) or not os.path.lexists(body):
                     raise
         _sync_directory(directory)
         return _stored(key, os.lstat(path))
