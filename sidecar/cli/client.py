@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-CONTROL_SOCKET = "/run/backup/control.sock"
+from sidecar.service import CONTROL_SOCKET
 
 _CONNECT_SECONDS = 5.0
 

@@ -13,10 +13,11 @@ from typing import Any
 import click
 from rich.console import Console
 
-from sidecar.cli.client import CONTROL_SOCKET, Complaint, Daemon
+from sidecar.cli.client import Complaint, Daemon
 from sidecar.cli.progress import Display, Lines, Silent, Watcher
 from sidecar.cli.words import Words, printable
 from sidecar.errors import SidecarError
+from sidecar.service import CONTROL_SOCKET
 
 # Outcomes of a run and codes of errors; whatever is not here is 1. click itself leaves with 2 for wrong usage.
 EXIT_CODES: Mapping[str, int] = {

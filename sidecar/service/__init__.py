@@ -1,1 +1,4 @@
 """The daemon: schedule, control API, logs."""
+
+# Where the verbs find the daemon. It stands here because importing the API would cost every verb a web framework.
+CONTROL_SOCKET = "/run/backup/control.sock"

@@ -27,8 +27,6 @@ from sidecar.errors import Busy, MountMissing, SidecarError
 from sidecar.service.jobs_port import Jobs, RunRequest
 from sidecar.service.runs import Runs, Ticket
 
-CONTROL_SOCKET = "/run/backup/control.sock"
-
 _STATUS = {
     "usage": 400,
     "config_invalid": 400,

@@ -15,7 +15,8 @@ from sidecar.errors import Busy, ConfigInvalid, MountMissing, SidecarError
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service.api import CONTROL_SOCKET, ControlApi, ControlSocket, Server
+from sidecar.service import CONTROL_SOCKET
+from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
 from sidecar.service.runs import Runs, Ticket
@@ -43,7 +44,8 @@ class Scheduler:
         self._now = now
         self._wait = wait
         self._fired: datetime | None = None
-        self.next_run = schedule.next_after(now()) if schedule else None
+        self._seen = now()
+        self.next_run = schedule.next_after(self._seen) if schedule else None
 
     def run(self) -> None:
         """Until told to stop."""
@@ -57,15 +59,17 @@ class Scheduler:
     def _look(self) -> None:
         if self._schedule is None or self.next_run is None:
             return
-        moment = self._now()
-        if moment >= self.next_run:
+        moment, before = self._now(), self._seen
+        self._seen = moment
+        due = moment >= self.next_run
+        if due:
             self._fired = moment
             self._runs.submit_scheduled()
-        # Asked anew every time, because a clock that started years ahead and is then set right must not leave us
-        # waiting for that year; but one that is set back a little must not make the same run twice.
-        if self._fired and self._fired - _LITTLE < moment < self._fired:
-            moment = self._fired
-        self.next_run = self._schedule.next_after(moment)
+        # A clock that was years ahead and is set right must not leave us waiting for that year; but one that is set
+        # back a little must not make the same run twice.
+        if due or moment < before:
+            just_fired = self._fired is not None and self._fired - _LITTLE < moment < self._fired
+            self.next_run = self._schedule.next_after(self._fired if self._fired and just_fired else moment)
 
 
 def serve(
@@ -100,7 +104,7 @@ def serve(
     except BaseException as exc:  # noqa: BLE001 - the log is the only place where it can be said
         log.crashed(exc, where="daemon")
         outcome = "failed"
-    log.flush(_LOG_MAY_TAKE)
+    log.close(_LOG_MAY_TAKE)
     return outcome
 
 

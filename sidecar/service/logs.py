@@ -54,7 +54,7 @@ class EventLog:
         self._descriptor = descriptor
         self._level = level
         self._formatter = _EventFormatter(secrets)
-        self._lines: queue.Queue[tuple[bytes, threading.Event]] = queue.Queue(_MOST_WAITING_LINES)
+        self._lines: queue.Queue[tuple[bytes | None, threading.Event]] = queue.Queue(_MOST_WAITING_LINES)
         self._stalled = False
         self._dropped = 0
         self.listen: Listener = lambda _name, _fields: None
@@ -94,11 +94,11 @@ class EventLog:
         if not self._stalled and not written.wait(_PATIENCE_SECONDS):
             self._stalled = True
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until every line so far is out, for at most `timeout` seconds; whether they are."""
+    def close(self, timeout: float) -> bool:
+        """Wait until every line is out, for at most `timeout` seconds; whether they are. Nothing is written later."""
         written = threading.Event()
         try:
-            self._lines.put((b"", written), timeout=timeout)
+            self._lines.put((None, written), timeout=timeout)
         except queue.Full:
             return False
         return written.wait(timeout)
@@ -108,14 +108,19 @@ class EventLog:
             line, written = self._lines.get()
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                line = self._formatter.line(_event("log_lines_dropped", logging.WARNING, {"lines": dropped})) + line
-            while line:
-                try:
-                    line = line[os.write(self._descriptor, line) :]
-                except OSError:  # nobody reads any more, and there is nowhere else to say so
-                    break
+                self._out(self._formatter.line(_event("log_lines_dropped", logging.WARNING, {"lines": dropped})))
+            self._out(line or b"")
             self._stalled = False
             written.set()
+            if line is None:
+                return
+
+    def _out(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except OSError:  # nobody reads any more, and there is nowhere else to say so
+                return
 
 
 def claim_stdout() -> int:
@@ -123,6 +128,7 @@ def claim_stdout() -> int:
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # at once, where the buffer of a closed terminal would keep it until the end
     return own
 
 

@@ -1,0 +1,534 @@
+"""The verbs, against a real daemon over its socket: words, JSON, exit codes, a terminal, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from rich.text import Text
+
+from sidecar.cli.main import EXIT_CODES, main
+from sidecar.cli.words import duration, printable, size
+from sidecar.report import Outcome
+from tests.unit.fake_daemon import PLAN, SET
+from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, DaemonProcess, environment, fake_daemon
+
+PROGRAM = [sys.executable, "-c", "from sidecar.cli.main import main; main()"]
+PROMISED_REPORT = {
+    *("run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons", "unprotected"),
+    *("stores", "groups", "volumes", "warnings"),
+}
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[DaemonProcess]:
+    with fake_daemon(BACKUP_GUARD="on") as process:
+        process.wait_for("daemon_started")
+        yield process
+
+
+def invoke(daemon: DaemonProcess, *words: str) -> Result:
+    return CliRunner().invoke(main, [*words, "--socket", daemon.socket])
+
+
+@contextmanager
+def gate_open(daemon: DaemonProcess) -> Iterator[None]:
+    daemon.gate.touch()
+    try:
+        yield
+    finally:
+        daemon.gate.unlink()
+
+
+# --- run-now ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_run_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
+    done = invoke(daemon, "run-now")
+
+    assert done.exit_code == 0
+    assert "packing shop_data\n" in done.stdout
+    header, row = [line.split() for line in done.stdout.splitlines() if line.startswith(("volume ", "shop_data "))]
+    assert dict(zip(header, [*row[:3], " ".join(row[3:5]), " ".join(row[5:7]), " ".join(row[7:])], strict=True)) == {
+        "volume": "shop_data",
+        "outcome": "good",
+        "files": "12",
+        "size": "9.0 MiB",
+        "archive": "5.0 MiB",
+        "paused": "182 ms",
+    }
+    assert "good: set backup-20260102_030000, in 41.3 s" in done.stdout
+    assert "shop: shop-db-1, shop-web-1 paused for 182 ms" in done.stdout
+    assert "lies in local" in done.stdout
+    assert "shop-web-1: /srv/uploads (a bind mount)" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_partial_run_says_why_and_what_to_do_and_leaves_with_3(daemon: DaemonProcess):
+    done = invoke(daemon, "run-now", "partial")
+
+    assert done.exit_code == 3
+    assert "nothing is off this host; set S3_BACKUP_BUCKET" in done.stdout
+    assert "nothing of this set is off this host" in done.stdout
+
+
+def test_a_files_name_does_not_drive_the_terminal(daemon: DaemonProcess):
+    done = invoke(daemon, "run-now", "partial")
+
+    assert "\x1b" not in done.stdout
+    assert r"a\x1b[31m\nb\udcff.txt" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("volume", "code", "words"),
+    [
+        ("failed", 1, "s3: s3 refuses backups/x; grant s3:PutObject"),
+        ("crash", 1, "the run failed unexpectedly: RuntimeError"),
+    ],
+)
+def test_a_failed_run_says_why_and_leaves_with_1(daemon: DaemonProcess, volume: str, code: int, words: str):
+    done = invoke(daemon, "run-now", volume)
+
+    assert done.exit_code == code
+    assert words in done.stdout
+    assert "Traceback" not in done.output
+
+
+def test_a_volume_that_does_not_exist_is_exit_code_10(daemon: DaemonProcess):
+    done = invoke(daemon, "run-now", "missing")
+
+    assert done.exit_code == 10
+    assert done.stderr == "error: there is no volume missing\n  there are shop_data and wiki\n"
+
+
+def test_settings_that_do_nothing_yet_are_pointed_out_once(daemon: DaemonProcess):
+    assert invoke(daemon, "run-now").stdout.count("BACKUP_GUARD is set, but this version") == 1
+
+
+@pytest.mark.parametrize("volume", ["good", "partial", "failed", "crash"])
+def test_json_of_a_run_is_one_object_with_all_that_is_promised_and_the_same_exit_code(
+    daemon: DaemonProcess, volume: str
+):
+    done = invoke(daemon, "run-now", volume, "--json")
+
+    document = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert document.keys() >= PROMISED_REPORT
+    assert done.exit_code == {"good": 0, "partial": 3, "failed": 1}[document["outcome"]]
+
+
+def test_json_of_an_error_is_one_object_too(daemon: DaemonProcess):
+    done = invoke(daemon, "run-now", "missing", "--json")
+
+    assert json.loads(done.stdout) == {
+        "error": {"code": "not_found", "message": "there is no volume missing", "hint": "there are shop_data and wiki"}
+    }
+    assert done.exit_code == 10
+
+
+def test_tags_and_volumes_reach_the_run(daemon: DaemonProcess):
+    invoke(daemon, "run-now", "a", "b", "--tag", "reason=big=upgrade", "--tag", "who = me")
+
+    started = daemon.wait_for("run_started")
+    while started["volumes"] != ["a", "b"]:
+        started = daemon.wait_for("run_started")
+    assert started["tags"] == {"reason": "big=upgrade", "who": "me"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run-now", "--tag", "reason"),
+        ("run-now", "--tag", "=x"),
+        ("run-now", "--tag", "a=1", "--tag", "a=2"),
+        ("run-now", "--fast"),
+        ("plan", "everything"),
+        ("list", "a", "b", "c", "d"),
+        ("restart",),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_starts_nothing(words: tuple[str, ...]):
+    done = CliRunner().invoke(main, [*words])
+
+    assert done.exit_code == 2
+    assert "Error:" in done.stderr
+
+
+@contextmanager
+def waiting_run(daemon: DaemonProcess) -> Iterator[subprocess.Popen[str]]:
+    """A run that goes on until the gate is open, with its reader."""
+    reader = subprocess.Popen(
+        [*PROGRAM, "run-now", "gate", "--socket", daemon.socket], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert reader.stdout
+    for line in reader.stdout:
+        if line == "copying shop_data\n":
+            break
+    try:
+        yield reader
+    finally:
+        daemon.gate.touch()
+        reader.communicate(timeout=PATIENCE)
+        daemon.gate.unlink()
+
+
+def test_a_run_that_must_not_wait_is_exit_code_11_while_another_goes_on(daemon: DaemonProcess):
+    with waiting_run(daemon):
+        done = invoke(daemon, "run-now", "--no-wait")
+
+    assert done.exit_code == 11
+    assert "a run (manual) has been going on since" in done.stderr
+
+
+def test_a_run_that_waits_says_for_what_and_then_has_its_turn(daemon: DaemonProcess):
+    with waiting_run(daemon):
+        second = subprocess.Popen(
+            [*PROGRAM, "run-now", "--socket", daemon.socket], env=environment(), stdout=subprocess.PIPE, text=True
+        )
+        assert second.stdout
+        for line in second.stdout:
+            if line.startswith("waiting for the run (manual) that has been going on since "):
+                break
+        else:
+            pytest.fail("it did not say that it waits")
+
+    rest, _ = second.communicate(timeout=PATIENCE)
+    assert second.returncode == 0
+    assert "good: set" in rest
+
+
+# --- without, and with a dying daemon --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["run-now", "plan", "list", "status"])
+def test_without_a_daemon_a_verb_says_so_in_a_sentence_with_a_hint(verb: str):
+    done = CliRunner().invoke(main, [verb, "--socket", "/nowhere/control.sock"])
+
+    assert done.exit_code == 1
+    first, hint = done.stderr.splitlines()
+    assert first == "error: no daemon answers on /nowhere/control.sock"
+    assert "docker logs backup" in hint
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_daemon_that_is_told_to_stop_mid_run_is_exit_code_143(as_json: bool):
+    with fake_daemon() as own:
+        own.wait_for("daemon_started")
+        reader = subprocess.Popen(
+            [*PROGRAM, "run-now", "hold", "--socket", own.socket, *(["--json"] if as_json else [])],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        own.wait_for("run_started")
+        assert own.stop() == 143
+        stdout, _ = reader.communicate(timeout=PATIENCE)
+
+    assert reader.returncode == 143
+    if as_json:
+        assert json.loads(stdout)["outcome"] == "interrupted"
+    else:
+        assert "the run was told to stop" in stdout
+
+
+def test_a_daemon_that_is_killed_mid_run_is_exit_code_143_with_a_sentence():
+    with fake_daemon() as own:
+        own.wait_for("daemon_started")
+        reader = subprocess.Popen(
+            [*PROGRAM, "run-now", "hold", "--socket", own.socket], env=environment(), stderr=subprocess.PIPE, text=True
+        )
+        own.wait_for("run_started")
+        own.process.kill()
+        _, stderr = reader.communicate(timeout=PATIENCE)
+
+    assert reader.returncode == 143
+    assert stderr.startswith("error: the daemon stopped before it had answered\n")
+
+
+def test_an_unexpected_error_is_a_sentence_and_a_traceback_only_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setattr("sidecar.cli.client.Daemon.get", lambda *_: {"no": "groups"})
+
+    done = CliRunner().invoke(main, ["plan"])
+    debugged = CliRunner().invoke(main, ["plan", "--debug"])
+
+    assert done.exit_code == debugged.exit_code == 1
+    assert done.stderr.splitlines()[0] == "error: plan failed unexpectedly: KeyError: 'groups'"
+    assert "--debug" in done.stderr
+    assert "Traceback" not in done.output
+    assert "Traceback" in debugged.output
+
+
+# --- plan, list, status ----------------------------------------------------------------------------------------------
+
+
+def test_plan_names_groups_who_is_quiesced_and_how_what_is_left_out_and_why(daemon: DaemonProcess):
+    done = invoke(daemon, "plan")
+
+    assert done.exit_code == 0
+    for words in (
+        "group shop",
+        "/var/lib/docker/volumes/shop_data/_data",
+        "shop-db-1  pause        BACKUP_QUIESCE",
+        "no container can write to it",
+        "nfs     it is not mounted  mount it",
+        "shop-web-1: /srv/uploads (a bind mount)",
+        "container x has a label [that] nobody knows",
+        "sets go to s3 (s3://sets/backups), local (/data/backups)",
+        "(schedule 0 3 * * *)",
+    ):
+        assert words in done.stdout, words
+
+
+def test_json_of_a_plan_is_the_plan_with_what_the_daemon_knows(daemon: DaemonProcess):
+    document = json.loads(invoke(daemon, "plan", "--json").stdout)
+
+    assert document["schedule"] == "0 3 * * *"
+    assert document.pop("next_run").endswith("T03:00:00Z")
+    assert document == PLAN | {"schedule": "0 3 * * *"}
+
+
+def test_an_engine_that_does_not_answer_is_exit_code_1_with_its_hint(daemon: DaemonProcess):
+    with gate_open(daemon):
+        done = invoke(daemon, "plan")
+
+    assert done.exit_code == 1
+    assert done.stderr == "error: nothing answers on /var/run/docker.sock\n  mount the socket\n"
+
+
+def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
+    sets = invoke(daemon, "list").stdout
+    volumes = invoke(daemon, "list", "latest").stdout
+    files = invoke(daemon, "list", "latest", "shop_data").stdout
+
+    assert "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3      reason=upgrade" in sets
+    assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
+    assert "made on host-1, lies in s3" in volumes
+    assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
+
+
+def test_list_shows_only_files_that_match_and_none_is_exit_code_10(daemon: DaemonProcess):
+    some = invoke(daemon, "list", "latest", "shop_data", "*.sqlite")
+    none = invoke(daemon, "list", "latest", "shop_data", "*.mp4")
+
+    assert (some.exit_code, some.stdout.count("./")) == (0, 1)
+    assert (none.exit_code, none.stderr) == (10, "error: no file of shop_data matches *.mp4\n")
+
+
+def test_a_set_that_does_not_exist_is_exit_code_10(daemon: DaemonProcess):
+    assert invoke(daemon, "list", "backup-19700101_000000").exit_code == 10
+
+
+def test_a_store_that_does_not_answer_makes_the_list_partial(daemon: DaemonProcess):
+    with gate_open(daemon):
+        done = invoke(daemon, "list")
+
+    assert done.exit_code == 3
+    assert "there is no set" in done.stdout
+    assert done.stderr == "warning: store s3 did not answer: no route\n"
+
+
+def test_json_of_a_list_is_what_the_interface_promises(daemon: DaemonProcess):
+    assert json.loads(invoke(daemon, "list", "--json").stdout)["sets"] == [SET]
+    files = json.loads(invoke(daemon, "list", "latest", "shop_data", "--json").stdout)["files"]
+    assert files[1]["path"] == "./a\x1b[31m\nb\udcff.txt"
+
+
+def test_status_tells_the_state_the_last_run_and_the_next(daemon: DaemonProcess):
+    invoke(daemon, "run-now")
+
+    words = invoke(daemon, "status").stdout
+    document = json.loads(invoke(daemon, "status", "--json").stdout)
+
+    assert "idle, healthy: the last run was good" in words
+    assert "last run at 2026-01-02 03:00:00 UTC: good, backup-20260102_030000" in words
+    assert "next run at" in words
+    assert document["last_run"]["set"] == "backup-20260102_030000"
+    assert document["last_good"] == {"shop_data": "2026-01-02T03:00:00Z"}
+
+
+# --- help and exit codes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", sorted(main.commands))
+def test_help_of_every_verb_has_an_example_that_it_accepts(verb: str):
+    text = CliRunner().invoke(main, [verb, "--help"]).stdout
+
+    examples = [line.split() for line in text.partition("Example:\n")[2].splitlines() if line.strip()]
+    assert examples
+    for example in examples:
+        assert example[0] == "docker"
+        words = [word.strip("'") for word in example[example.index(verb) + 1 :]]
+        command = main.commands[verb]
+        command.make_context(verb, words, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("verb", sorted(set(main.commands) - {"daemon"}))
+def test_every_verb_that_answers_can_answer_in_json(verb: str):
+    assert any("--json" in parameter.opts for parameter in main.commands[verb].params)
+
+
+def test_every_outcome_of_a_run_has_an_exit_code():
+    assert {outcome.value: EXIT_CODES[outcome] for outcome in Outcome} == {
+        "good": 0,
+        "failed": 1,
+        "partial": 3,
+        "interrupted": 143,
+    }
+
+
+def test_the_image_has_an_executable_for_every_verb():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+
+    for verb, function in {"run-now": "run_now", "plan": "plan", "list": "list_sets", "status": "status"}.items():
+        assert f'{verb} = "sidecar.cli.main:{function}"' in text
+        assert isinstance(getattr(sys.modules["sidecar.cli.main"], function), click.Command)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 1024**2, "5.0 MiB"), (150 * 1024**3, "150 GiB")],
+)
+def test_a_size_has_a_unit_that_people_read(count: int, words: str):
+    assert size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "words"),
+    [(0.4, "0 ms"), (182.4, "182 ms"), (41_300, "41.3 s"), (200_000, "3 min 20 s"), (7_500_000, "2 h 5 min")],
+)
+def test_a_duration_has_a_unit_that_people_read(milliseconds: float, words: str):
+    assert duration(milliseconds) == words
+
+
+def test_what_cannot_be_printed_is_escaped_and_everything_else_left_alone():
+    assert printable("a\tb\x07\u202e\udcffÄ漢") == "a\\tb\\x07\\u202e\\udcffÄ漢"
+
+
+# --- a terminal ------------------------------------------------------------------------------------------------------
+
+
+# A session's leader that opens a terminal has it as its own; without that its Ctrl-C would reach nobody.
+_ON_A_TERMINAL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); " + PROGRAM[-1]
+
+
+class Terminal:
+    """A program on a terminal of its own, and all that it has shown there."""
+
+    def __init__(self, *words: str, columns: str = "120") -> None:
+        self.process, self._master = self._start(words, columns)
+        self.shown = b""
+
+    @staticmethod
+    def _start(words: tuple[str, ...], columns: str) -> tuple[subprocess.Popen[bytes], int]:
+        master, slave = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ON_A_TERMINAL, *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment(COLUMNS=columns),
+            start_new_session=True,
+        )
+        os.close(slave)
+        return process, master
+
+    def read(self, until: bytes = b"") -> str:
+        """What was shown, up to a text or the program's end, without the terminal's own codes."""
+        deadline = time.monotonic() + PATIENCE
+        while not until or until not in self.shown:
+            ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
+            assert ready, self.shown
+            try:
+                chunk = os.read(self._master, 65_536)
+            except OSError:  # the other side has closed
+                break
+            if not chunk:
+                break
+            self.shown += chunk
+        return Text.from_ansi(self.shown.decode().replace("\r\n", "\n")).plain
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def close(self) -> int:
+        code = self.process.wait(PATIENCE)
+        os.close(self._master)
+        return code
+
+
+def test_on_a_terminal_progress_moves_and_the_end_is_a_table(daemon: DaemonProcess):
+    terminal = Terminal("run-now", "gate", "--socket", daemon.socket)
+    terminal.read(until=b"1.0/4.0 MiB")
+    with gate_open(daemon):
+        shown = terminal.read()
+
+    assert terminal.close() == 0
+    assert "good: set backup-20260102_030000" in shown
+    assert "copying shop_data" in shown
+    assert b"\x1b[32m" in terminal.shown  # good is green
+
+
+def test_ctrl_c_leaves_with_130_and_the_run_goes_on(daemon: DaemonProcess):
+    terminal = Terminal("run-now", "gate", "--socket", daemon.socket)
+    terminal.read(until=b"copying shop_data")
+    terminal.type(b"\x03")
+    shown = terminal.read()
+
+    assert terminal.close() == 130
+    assert "the run goes on in the daemon" in shown
+    assert json.loads(invoke(daemon, "status", "--json").stdout)["state"] == "running"
+    with gate_open(daemon):
+        assert daemon.wait_for("run_finished")
+        while json.loads(invoke(daemon, "status", "--json").stdout)["state"] == "running":
+            time.sleep(0.01)
+
+
+def test_json_on_a_terminal_keeps_progress_on_stderr(daemon: DaemonProcess):
+    master, slave = pty.openpty()
+    done = subprocess.run(
+        [*PROGRAM, "run-now", "--json", "--socket", daemon.socket],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        env=environment(),
+        check=False,
+        timeout=PATIENCE,
+    )
+    os.close(slave)
+    shown = os.read(master, 65_536)
+    os.close(master)
+
+    assert json.loads(done.stdout)["outcome"] == "good"
+    assert b"waiting for the daemon" in shown
+
+
+@pytest.mark.parametrize("words", [("plan",), ("plan", "--json")])
+def test_a_reader_that_has_gone_gets_no_traceback(daemon: DaemonProcess, words: tuple[str, ...]):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*PROGRAM, *words, "--socket", daemon.socket],
+        env=environment(),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=PATIENCE,
+    )
+    os.close(writing)
+
+    assert done.returncode == 1
+    assert done.stderr == b""

@@ -1,0 +1,976 @@
+"""The service: what reaches the log, who runs when, what the control API answers, how the daemon ends."""
+
+from __future__ import annotations
+
+import ast
+import http.client
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.cli.client import Complaint, Daemon
+from sidecar.errors import Busy, EngineUnreachable, Interrupted, MountMissing, NotFound, StoreDenied
+from sidecar.events import EVENTS, Follow, Progress
+from sidecar.report import Outcome, RunReport, VolumeReport
+from sidecar.schedule import parse
+from sidecar.service.api import ControlApi, ControlSocket, Server
+from sidecar.service.daemon import Scheduler
+from sidecar.service.jobs_port import RunRequest
+from sidecar.service.logs import EventLog
+from sidecar.service.runs import Runs, Ticket
+from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, environment, fake_daemon
+
+LOGS = REPOSITORY / "docs" / "LOGS.md"
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def captured_log(**options: Any) -> Iterator[tuple[EventLog, Callable[[], list[dict[str, Any]]]]]:
+    """A log and what reads back the lines that it has written."""
+    with tempfile.TemporaryFile() as file:
+        log = EventLog(file.fileno(), **options)
+
+        def lines() -> list[dict[str, Any]]:
+            text = os.pread(file.fileno(), 1 << 24, 0).decode("ascii")
+            assert not text or text.endswith("\n")
+            return [json.loads(line) for line in text.splitlines()]
+
+        yield log, lines
+        assert log.close(PATIENCE)
+
+
+def test_an_event_is_one_json_line_with_its_time_level_name_and_fields():
+    with captured_log() as (log, lines):
+        before = datetime.now(UTC) - timedelta(milliseconds=1)
+        log("group_frozen", group="shop", containers=("db", "web"), outcome=Outcome.GOOD, at=NOON, error=None)
+        after = datetime.now(UTC)
+
+        (line,) = lines()
+
+    ts = line.pop("ts")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", ts)
+    assert before <= datetime.fromisoformat(ts) <= after
+    assert line == {
+        "level": "info",
+        "event": "group_frozen",
+        "group": "shop",
+        "containers": ["db", "web"],
+        "outcome": "good",
+        "at": "2026-01-02T12:00:00Z",
+        "error": None,
+    }
+
+
+def test_an_event_has_its_usual_level_unless_the_emitter_says_otherwise():
+    with captured_log() as (log, lines):
+        log("run_failed")
+        log("volume_finished", level=logging.ERROR)
+
+        assert [line["level"] for line in lines()] == ["error", "error"]
+
+
+def test_events_below_the_level_are_not_written():
+    with captured_log(level=logging.WARNING) as (log, lines):
+        log("run_started")
+        log("store_retry")
+
+        assert [line["event"] for line in lines()] == ["store_retry"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(value=json_values)
+def test_any_value_becomes_one_line_of_strict_json(value: object):
+    with captured_log() as (log, lines):
+        log("run_started", value=value)
+
+        (line,) = lines()
+
+    assert line["event"] == "run_started"
+    json.dumps(line, allow_nan=False)
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("no words for it")
+
+
+def test_emitting_never_raises_whatever_it_is_given():
+    endless: list[Any] = []
+    endless.append(endless)
+    with captured_log() as (log, lines):
+        log("run_started", value=Unprintable())
+        log("run_started", value=endless)
+        log("an event that nobody knows")
+
+        assert [line["event"] for line in lines()] == ["run_started", "run_started", "an event that nobody knows"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"error": "x" * 100_000},
+        {"changed_files": [f"./a/path/that/has/some/length/{number}" for number in range(100_000)]},
+        {"deep": {"error": ["\n" * 50_000] * 50}},
+        {f"key{number}": "word" for number in range(5_000)},
+    ],
+    ids=["text", "list", "deep", "many"],
+)
+def test_a_line_is_short_enough_for_dockers_log_drivers(fields: dict[str, Any]):
+    with captured_log() as (log, lines):
+        log("file_changed", run="r1", **fields)
+
+        (line,) = lines()
+
+    assert len(json.dumps(line)) < 16_384
+    assert line["event"] == "file_changed"
+
+
+def test_a_long_trace_keeps_its_end_which_names_the_error():
+    with captured_log() as (log, lines):
+        log("crashed", trace="frame\n" * 20_000 + "KeyError: 'Mounts'")
+
+        assert lines()[0]["trace"].endswith("KeyError: 'Mounts'")
+
+
+def escaped(secret: str) -> list[str]:
+    """The forms that URLs, reprs and JSON give a text."""
+    return [secret, quote(secret, safe=""), repr(secret)[1:-1], json.dumps(secret)[1:-1]]
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from (key, *strings(each))
+    elif isinstance(value, list):
+        for each in value:
+            yield from strings(each)
+
+
+@settings(max_examples=80, deadline=None)
+@given(secret=st.text(st.characters(blacklist_categories=["Cs"]), min_size=8, max_size=40), before=st.text(max_size=5))
+def test_no_secret_reaches_the_log_in_any_form_in_any_place(secret: str, before: str):
+    with captured_log(secrets=[secret]) as (log, lines):
+        for form in escaped(secret):
+            log("run_failed", error=f"{before}{form}!", nested=[{"key": (form,)}, {f"{before}{form}": 1}])
+        log("run_failed", error=ValueError(secret), raw=secret.encode())
+        log.crashed(ValueError(f"it is {secret}"), where="here")
+
+        found = [text for line in lines() for text in strings(line)]
+
+    for form in escaped(secret):
+        assert not [text for text in found if form in text]
+
+
+def test_a_log_driver_that_takes_no_lines_does_not_hold_the_emitter_and_gets_them_later():
+    reading, writing = os.pipe()
+    log = EventLog(writing)
+    began = time.monotonic()
+    for number in range(400):
+        log("run_started", run=str(number), error="x" * 1_000)  # 400 KB into a pipe of 64 KiB that nobody reads
+    took = time.monotonic() - began
+
+    assert took < 5
+    with os.fdopen(reading) as pipe:
+        runs = [json.loads(pipe.readline())["run"] for _ in range(400)]
+    os.close(writing)
+    assert runs == [str(number) for number in range(400)]
+
+
+def test_lines_that_cannot_be_kept_are_counted_and_the_count_is_told():
+    reading, writing = os.pipe()
+    log = EventLog(writing)
+    for number in range(12_000):
+        log("run_started", run=str(number), pad="x" * 40)
+    drained = threading.Thread(target=lambda: log.close(PATIENCE))
+    drained.start()
+    told: list[dict[str, Any]] = []
+    kept = 0
+    with os.fdopen(reading) as pipe:
+        while not told or kept + told[0]["lines"] < 12_000:
+            line = json.loads(pipe.readline())
+            if line["event"] == "log_lines_dropped":
+                told.append(line)
+            else:
+                kept += 1
+    drained.join(PATIENCE)
+    os.close(writing)
+
+    assert kept >= 10_000
+    assert [line["lines"] for line in told] == [12_000 - kept]
+
+
+def test_libraries_warnings_and_uncaught_exceptions_become_events_and_nothing_else_reaches_stdout():
+    script = """
+import logging, os, sys, threading, warnings
+from sidecar.service.logs import EventLog, claim_stdout, install
+log = EventLog(claim_stdout())
+log.configure(level=logging.INFO, secrets=["hunter2!"])
+install(log)
+print("printed")
+os.system("echo from a child")
+logging.getLogger("botocore").debug("quiet")
+logging.getLogger("urllib3").warning("pool of %s is full", "hunter2!")
+logging.getLogger("docker").error("%d", "wrong arguments")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("uvicorn.error").exception("request failed")
+warnings.warn("an old way")
+thread = threading.Thread(target=lambda: int("hunter2!"), name="worker")
+thread.start(); thread.join()
+log("run_started")
+raise KeyError("main")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["event"], line["level"]) for line in lines] == [
+        ("library", "warning"),
+        ("library", "error"),
+        ("library", "error"),
+        ("library", "warning"),
+        ("crashed", "error"),
+        ("run_started", "info"),
+        ("crashed", "error"),
+    ]
+    assert lines[0]["error"] == "pool of [redacted] is full"
+    assert "ZeroDivisionError" in lines[2]["trace"]
+    assert lines[4]["where"] == "thread worker"
+    assert lines[6]["error"] == "KeyError: 'main'"
+    assert "hunter2!" not in done.stdout
+    assert "printed" in done.stderr
+    assert "from a child" in done.stderr
+
+
+# --- docs/LOGS.md ----------------------------------------------------------------------------------------------------
+
+SECTIONS = {
+    name: (level, set(re.findall(r"`(\w+)`(?: \(|,|$)", fields, re.MULTILINE)), json.loads(example))
+    for name, level, fields, example in re.findall(
+        r"^### `(\w+)` \((\w+)\)$.*?^Fields: (.*?)$.*?^```json\n(.*?)\n```$", LOGS.read_text(), re.MULTILINE | re.DOTALL
+    )
+}
+
+
+def emitted() -> Iterator[tuple[str, str, set[str]]]:
+    """Every call in the sources that names an event: (place, event, fields)."""
+    for path in sorted((REPOSITORY / "sidecar").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr=called) | ast.Name(id=called), args=[ast.Constant(str(name)), *_]
+                ):
+                    if called in ("emit", "_emit", "event", "log"):
+                        fields = {keyword.arg for keyword in node.keywords if keyword.arg}
+                        yield f"{path.name}:{node.lineno}", name, fields - {"level"}
+
+
+def test_every_event_is_documented_and_every_documented_event_exists():
+    assert SECTIONS.keys() == EVENTS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(EVENTS))
+def test_an_events_example_is_a_line_with_its_documented_level_and_fields(name: str):
+    level, fields, example = SECTIONS[name]
+
+    assert example["event"] == name
+    assert example["level"] == level == logging.getLevelName(EVENTS[name]).lower()
+    assert example.keys() - {"ts", "level", "event"} <= fields
+
+
+def test_every_event_that_the_sources_emit_is_known_with_all_its_fields():
+    calls = list(emitted())
+
+    assert len(calls) > 15
+    for place, name, fields in calls:
+        assert name in SECTIONS, place
+        assert fields <= SECTIONS[name][1], f"{place}: {name} has fields that docs/LOGS.md lacks"
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Recorder:
+    """An `Emit` that keeps what it gets."""
+
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def __call__(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
+        self.events.append((name, fields))
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [fields for each, fields in self.events if each == name]
+
+
+def report(outcome: Outcome = Outcome.GOOD, **fields: Any) -> RunReport:
+    return RunReport("r1", "backup-20260102_120000", outcome, NOON, 5.0, paused_ms=1.0, off_host=True, **fields)
+
+
+class ScriptedJobs:
+    """Jobs whose runs do what a test says; `begun` has the requests in the order in which their runs began."""
+
+    def __init__(self, *runs: Callable[[Follow, threading.Event], RunReport]) -> None:
+        self.runs = list(runs)
+        self.begun: list[RunRequest] = []
+        self.recoveries: list[Callable[[], None]] = []
+        self.recovered = 0
+
+    def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
+        self.begun.append(request)
+        return self.runs.pop(0)(follow, cancelled) if self.runs else report()
+
+    def plan(self) -> dict[str, Any]:
+        raise KeyError("Mounts")
+
+    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+        raise NotFound(f"no set {set_name} of {volume} with {pattern}", hint="look again")
+
+    def recover(self) -> None:
+        if self.recoveries:
+            self.recoveries.pop(0)()
+        self.recovered += 1
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*_: object) -> Any:
+        raise error
+
+    return raise_it
+
+
+class Gate:
+    """A run that begins, and ends when the test opens it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, follow: Follow, cancelled: threading.Event) -> RunReport:
+        follow(Progress("copying", "shop_data", 10, 100))
+        self.begun.set()
+        assert self.open.wait(PATIENCE)
+        return report()
+
+
+def until_cancelled(_: Follow, cancelled: threading.Event) -> RunReport:
+    assert cancelled.wait(PATIENCE)
+    raise Interrupted("the run was told to stop")
+
+
+def make_runs(jobs: ScriptedJobs, emit: Recorder | None = None, *, recover: bool = True) -> Runs:
+    runs = Runs(jobs, emit or Recorder(), now=lambda: NOON, recover_every=0.01, clean=lambda text: text.upper())
+    if recover:
+        runs.recover()
+    runs.start()
+    return runs
+
+
+def result(ticket: Ticket) -> RunReport:
+    return ticket.result.result(PATIENCE)
+
+
+def test_runs_are_made_one_at_a_time_in_the_order_in_which_they_were_asked_for():
+    gate = Gate()
+    jobs = ScriptedJobs(gate)
+    runs = make_runs(jobs)
+    first = runs.submit(RunRequest(("a",)))
+    assert gate.begun.wait(PATIENCE)
+    second, third = runs.submit(RunRequest(("b",))), runs.submit(RunRequest(("c",)))
+
+    assert [each.volumes for each in jobs.begun] == [("a",)]
+    assert runs.ahead_of(first) is None
+    assert runs.ahead_of(second) is first
+    assert runs.ahead_of(third) is second
+
+    gate.open.set()
+    result(third)
+    assert [each.volumes for each in jobs.begun] == [("a",), ("b",), ("c",)]
+
+
+def test_a_request_that_must_not_wait_is_refused_while_a_run_goes_on_and_taken_when_none_does():
+    gate = Gate()
+    jobs = ScriptedJobs(gate)
+    runs = make_runs(jobs)
+    running = runs.submit(RunRequest())
+    assert gate.begun.wait(PATIENCE)
+    with pytest.raises(Busy, match="since 2026-01-02T12:00:00Z"):
+        runs.submit(RunRequest(), no_wait=True)
+    gate.open.set()
+    result(running)
+    assert runs.wait_idle(PATIENCE)
+    result(runs.submit(RunRequest(), no_wait=True))
+    assert len(jobs.begun) == 2
+
+
+def test_a_scheduled_run_waits_behind_another_but_never_twice():
+    gate, emit = Gate(), Recorder()
+    jobs = ScriptedJobs(gate)
+    runs = make_runs(jobs, emit)
+    runs.submit(RunRequest())
+    assert gate.begun.wait(PATIENCE)
+
+    scheduled = runs.submit_scheduled()
+    assert scheduled is not None
+    assert runs.submit_scheduled() is None
+    assert "still waits" in emit.named("run_skipped")[0]["error"]
+
+    gate.open.set()
+    result(scheduled)
+    assert [each.trigger for each in jobs.begun] == ["manual", "schedule"]
+
+
+def test_a_store_that_fails_makes_a_failed_report_and_an_event_and_the_daemon_goes_on():
+    emit = Recorder()
+    runs = make_runs(ScriptedJobs(raising(StoreDenied("s3 refuses", hint="grant it", store="s3"))), emit)
+
+    failed = result(runs.submit(RunRequest()))
+
+    assert failed.outcome is Outcome.FAILED
+    assert failed.set is None
+    assert [(each.code, each.message, each.hint, each.store) for each in failed.reasons] == [
+        ("store_denied", "s3 refuses", "grant it", "s3")
+    ]
+    assert emit.named("run_failed")[0]["code"] == "store_denied"
+    assert result(runs.submit(RunRequest())).outcome is Outcome.GOOD
+
+
+@pytest.mark.parametrize("error", [KeyError("Mounts"), MemoryError(), SystemExit(3)])
+def test_an_error_that_nobody_expected_fails_the_run_with_its_trace_in_the_log(error: BaseException):
+    emit = Recorder()
+    runs = make_runs(ScriptedJobs(raising(error)), emit)
+
+    failed = result(runs.submit(RunRequest()))
+
+    assert failed.outcome is Outcome.FAILED
+    assert failed.reasons[0].code == "internal_error"
+    assert type(error).__name__.upper() in failed.reasons[0].message  # upper: through what takes secrets out
+    assert "Traceback" in emit.named("run_failed")[0]["trace"]
+    assert result(runs.submit(RunRequest())).outcome is Outcome.GOOD
+
+
+def test_a_request_for_what_does_not_exist_is_refused_and_is_not_the_last_run():
+    runs = make_runs(ScriptedJobs(raising(NotFound("no volume x"))))
+
+    with pytest.raises(NotFound):
+        result(runs.submit(RunRequest(("x",))))
+
+    assert runs.status()["last_run"] is None
+
+
+def test_stopping_interrupts_the_run_and_refuses_those_that_wait_or_come():
+    jobs = ScriptedJobs(until_cancelled)
+    runs = make_runs(jobs)
+    running = runs.submit(RunRequest())
+    while runs.ahead_of(running) is not None or not jobs.begun:
+        time.sleep(0.001)
+    waiting = runs.submit(RunRequest())
+
+    assert runs.interrupt() is running
+    assert runs.wait_idle(PATIENCE)
+    assert result(running).outcome is Outcome.INTERRUPTED
+    with pytest.raises(Interrupted):
+        result(waiting)
+    with pytest.raises(Interrupted):
+        runs.submit(RunRequest())
+    assert len(jobs.begun) == 1
+
+
+def test_stopping_while_idle_interrupts_nothing():
+    runs = make_runs(ScriptedJobs())
+
+    assert runs.interrupt() is None
+    assert runs.wait_idle(0)
+
+
+def test_recovery_that_fails_for_now_is_tried_again_until_it_succeeds():
+    emit = Recorder()
+    jobs = ScriptedJobs()
+    jobs.recoveries = [raising(EngineUnreachable("no engine")), raising(KeyError("x")), lambda: None]
+    runs = make_runs(jobs, emit)
+
+    while not runs.status()["healthy"]:
+        time.sleep(0.001)
+
+    assert [each["code"] for each in emit.named("recover_failed")] == ["engine_unreachable", "internal_error"]
+    assert jobs.recovered == 1
+
+
+def test_no_run_is_made_before_what_an_earlier_one_left_is_put_right():
+    jobs = ScriptedJobs()
+    jobs.recoveries = [raising(EngineUnreachable("no engine"))] * 2
+    runs = Runs(jobs, Recorder(), now=lambda: NOON, recover_every=1000)
+    runs.recover()
+    runs.start()
+
+    refused = result(runs.submit(RunRequest()))
+    made = result(runs.submit(RunRequest()))
+
+    assert (refused.outcome, refused.reasons[0].code) == (Outcome.FAILED, "engine_unreachable")
+    assert made.outcome is Outcome.GOOD
+    assert len(jobs.begun) == 1
+
+
+def test_a_missing_mount_is_not_waited_for():
+    jobs = ScriptedJobs()
+    jobs.recoveries = [raising(MountMissing("/state is not mounted"))]
+
+    with pytest.raises(MountMissing):
+        Runs(jobs, Recorder(), now=lambda: NOON).recover()
+
+
+def test_status_tells_what_runs_how_the_last_run_went_and_when_each_volume_was_last_good():
+    gate = Gate()
+    volumes = (VolumeReport("shop", Outcome.GOOD), VolumeReport("wiki", Outcome.PARTIAL))
+    jobs = ScriptedJobs(lambda *_: report(Outcome.PARTIAL, volumes=volumes), gate)
+    runs = make_runs(jobs)
+    assert runs.status()["why"] == "no run has ended since the daemon started"
+    result(runs.submit(RunRequest()))
+    second = runs.submit(RunRequest(("shop",)))
+    assert gate.begun.wait(PATIENCE)
+
+    status = runs.status()
+
+    assert status["state"] == "running"
+    assert status["healthy"] is False
+    assert status["why"] == "the last run was partial"
+    assert status["last_run"]["outcome"] == "partial"
+    assert status["last_good"] == {"shop": "2026-01-02T12:00:00Z"}
+    assert status["running"] == {
+        "phase": "copying",
+        "volume": "shop_data",
+        "done_bytes": 10,
+        "total_bytes": 100,
+        "trigger": "manual",
+        "volumes": ["shop"],
+        "since": "2026-01-02T12:00:00Z",
+    }
+    gate.open.set()
+    result(second)
+    assert runs.wait_idle(PATIENCE)
+    assert runs.status()["state"] == "idle"
+    assert runs.status()["healthy"] is True
+
+
+# --- the schedule's clock --------------------------------------------------------------------------------------------
+
+
+class SimulatedClock:
+    """A wall clock that moves only while someone waits; `jumps` (after so many waits, by so much) set it meanwhile."""
+
+    def __init__(
+        self, start: datetime, end: datetime, jumps: dict[int, timedelta] | None = None, least_waits: int = 0
+    ) -> None:
+        self.moment = start
+        self.end = end
+        self.jumps = jumps or {}
+        self.least_waits = least_waits
+        self.waits = 0
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def wait(self, seconds: float) -> bool:
+        assert 0 <= seconds <= 30
+        self.waits += 1
+        # Real sleeps end a little late, and never exactly.
+        self.moment += timedelta(seconds=seconds, microseconds=137) + self.jumps.pop(self.waits, timedelta())
+        return self.moment >= self.end and self.waits > self.least_waits
+
+
+class Times:
+    """Runs that note when they were asked for."""
+
+    def __init__(self, clock: SimulatedClock) -> None:
+        self.clock = clock
+        self.asked: list[datetime] = []
+
+    def submit_scheduled(self) -> None:
+        self.asked.append(self.clock.now())
+
+
+def scheduled_times(expression: str, clock: SimulatedClock) -> list[str]:
+    times = Times(clock)
+    Scheduler(parse(expression, UTC), times, now=clock.now, wait=clock.wait).run()  # type: ignore[arg-type]
+    return [moment.isoformat(sep=" ", timespec="minutes")[:16] for moment in times.asked]
+
+
+def test_scheduled_runs_start_at_their_times_day_after_day():
+    clock = SimulatedClock(NOON, NOON + timedelta(days=3))
+
+    assert scheduled_times("0 3 * * *", clock) == ["2026-01-03 03:00", "2026-01-04 03:00", "2026-01-05 03:00"]
+
+
+def test_a_machine_that_slept_over_several_due_times_makes_one_run_when_it_wakes():
+    clock = SimulatedClock(NOON, NOON + timedelta(days=6), {5: timedelta(days=4)})
+
+    assert scheduled_times("0 3 * * *", clock) == ["2026-01-06 12:02", "2026-01-07 03:00", "2026-01-08 03:00"]
+
+
+def test_a_clock_that_is_set_back_a_little_does_not_make_the_same_run_twice():
+    start = datetime(2026, 1, 3, 2, 59, tzinfo=UTC)
+    clock = SimulatedClock(start, start + timedelta(hours=2), {3: timedelta(minutes=-20)})
+
+    assert scheduled_times("0 3 * * *", clock) == ["2026-01-03 03:00"]
+    assert not clock.jumps
+
+
+def test_a_clock_that_started_years_ahead_and_is_set_right_does_not_wait_for_that_year():
+    ahead = NOON.replace(year=2038)
+    clock = SimulatedClock(ahead, NOON + timedelta(days=1), {2: NOON - ahead}, least_waits=3)
+
+    assert scheduled_times("0 3 * * *", clock) == ["2026-01-03 03:00"]
+
+
+def test_without_a_schedule_nothing_starts_by_itself():
+    clock = SimulatedClock(NOON, NOON + timedelta(days=2))
+    times = Times(clock)
+    scheduler = Scheduler(None, times, now=clock.now, wait=clock.wait)  # type: ignore[arg-type]
+    scheduler.run()
+
+    assert scheduler.next_run is None
+    assert times.asked == []
+
+
+# --- the control API -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Api:
+    path: str
+    runs: Runs
+    jobs: ScriptedJobs
+    crashes: list[str]
+
+    @property
+    def client(self) -> Daemon:
+        return Daemon(self.path)
+
+    def raw(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+        """Status and object of a request as a stranger would make it."""
+        connection = http.client.HTTPConnection("daemon")
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.connect(self.path)
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        status, document = response.status, json.loads(response.read())
+        connection.close()
+        return status, document
+
+
+@contextmanager
+def control_api(*scripted: Callable[..., RunReport], warnings: tuple[str, ...] = ()) -> Iterator[Api]:
+    with tempfile.TemporaryDirectory(prefix="sidecar-") as directory:
+        jobs = ScriptedJobs(*scripted)
+        runs = make_runs(jobs)
+        crashes: list[str] = []
+        path = f"{directory}/control.sock"
+        api = ControlApi(
+            runs,
+            jobs,
+            facts=lambda: {"schedule": "0 3 * * *", "next_run": "2026-01-03T03:00:00Z"},
+            warnings=warnings,
+            crashed=lambda error, where: crashes.append(f"{where}: {error!r}"),
+        )
+        server = Server(
+            api.app(), ControlSocket(path).listen(), crashed=lambda error, where: crashes.append(f"{where}: {error!r}")
+        )
+        server.start()
+        yield Api(path, runs, jobs, crashes)
+        server.stop(PATIENCE)
+
+
+def test_a_run_is_followed_through_warnings_and_progress_to_its_report():
+    gate = Gate()
+    with control_api(gate, warnings=("BACKUP_GUARD is set",)) as api:
+        lines = api.client.run({"volumes": ["shop"], "full": True, "tags": {"why": "upgrade"}})
+
+        assert next(lines) == {"warning": "BACKUP_GUARD is set"}
+        assert next(lines) == {
+            "progress": {"phase": "copying", "volume": "shop_data", "done_bytes": 10, "total_bytes": 100}
+        }
+        gate.open.set()
+        assert list(lines) == [{"report": json.loads(json.dumps(report().as_json()))}]
+        assert api.jobs.begun == [RunRequest(("shop",), full=True, tags={"why": "upgrade"})]
+
+
+def test_a_reader_is_told_why_a_run_stands_still():
+    gate = Gate()
+    with control_api(gate) as api:
+        lines = api.client.run({})
+        next(lines)
+        api.runs.notice("store_retry", {"error": "s3 answered 503", "hint": "wait"})
+        api.runs.notice("group_frozen", {"group": "shop"})
+
+        assert next(lines) == {"warning": "s3 answered 503 - wait"}
+        gate.open.set()
+        assert [line.keys() for line in lines] == [{"report"}]
+
+
+def test_a_second_reader_is_told_for_what_it_waits_and_then_has_its_own_run():
+    gate = Gate()
+    with control_api(gate) as api:
+        first = api.client.run({"volumes": ["a"]})
+        next(first)
+        second = api.client.run({"volumes": ["b"]})
+
+        assert next(second) == {"waiting_for": {"trigger": "manual", "volumes": ["a"], "since": "2026-01-02T12:00:00Z"}}
+        gate.open.set()
+        assert [line.keys() for line in second] == [{"report"}]
+        assert [each.volumes for each in api.jobs.begun] == [("a",), ("b",)]
+
+
+def test_progress_comes_in_a_trickle_however_often_the_run_tells_it():
+    def busy(follow: Follow, _: threading.Event) -> RunReport:
+        end = time.monotonic() + 0.5
+        count = 0
+        while time.monotonic() < end:
+            count += 1
+            follow(Progress("packing", "shop", count, 0))
+        assert count > 1_000
+        return report()
+
+    with control_api(busy) as api:
+        lines = list(api.client.run({}))
+
+    assert 2 <= len([line for line in lines if "progress" in line]) <= 8
+
+
+def test_a_reader_who_leaves_does_not_stop_the_run():
+    gate = Gate()
+    with control_api(gate) as api:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(api.path)
+        connection.sendall(b"POST /runs HTTP/1.1\r\nHost: d\r\nContent-Length: 2\r\n\r\n{}")
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        assert gate.begun.wait(PATIENCE)
+        connection.close()
+
+        assert api.client.get("/status")["state"] == "running"
+        gate.open.set()
+        assert api.runs.wait_idle(PATIENCE)
+        assert api.client.get("/status")["last_run"]["outcome"] == "good"
+        assert api.crashes == []
+
+
+def test_a_refused_request_is_an_error_line_or_a_status_with_the_same_words():
+    gate = Gate()
+    with control_api(raising(NotFound("no volume x", hint="there is y")), gate) as api:
+        assert list(api.client.run({"volumes": ["x"]})) == [
+            {"error": {"code": "not_found", "message": "no volume x", "hint": "there is y"}}
+        ]
+        running = api.client.run({})
+        next(running)
+        status, error = api.raw("POST", "/runs", b'{"no_wait": true}')
+        gate.open.set()
+        list(running)
+
+    assert (status, error["code"]) == (409, "busy")
+    assert error["message"].startswith("a run (manual) has been going on since")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'{"volume": []}',
+        b'{"volumes": "a"}',
+        b'{"volumes": [1]}',
+        b'{"tags": {"a": 1}}',
+        b'{"full": 1}',
+        b"\xff",
+    ],
+)
+def test_a_malformed_request_starts_nothing_and_says_why(body: bytes):
+    with control_api() as api:
+        status, error = api.raw("POST", "/runs", body)
+
+        assert (status, error["code"]) == (400, "usage")
+        assert error["message"]
+        assert api.jobs.begun == []
+
+
+def test_an_unexpected_error_of_one_request_is_logged_and_the_next_is_answered():
+    with control_api() as api:
+        status, error = api.raw("GET", "/plan")
+
+        assert (status, error["code"]) == (500, "internal_error")
+        assert "Mounts" not in error["message"]
+        assert api.crashes == ["GET /plan: KeyError('Mounts')"]
+        assert api.raw("GET", "/status")[0] == 200
+
+
+def test_arguments_reach_the_list_of_sets_as_they_were_given():
+    with control_api() as api:
+        with pytest.raises(Complaint) as caught:
+            api.client.get("/sets", {"set": "latest", "volume": "a b", "pattern": "*.sql&x=1"})
+
+        assert (caught.value.code, caught.value.message) == ("not_found", "no set latest of a b with *.sql&x=1")
+        assert api.raw("GET", "/sets")[0] == 404
+
+
+def test_status_has_what_the_interface_promises():
+    with control_api(warnings=("w",)) as api:
+        status = api.client.get("/status")
+
+    assert status.keys() >= {
+        *("state", "healthy", "why", "next_run", "last_run", "last_good"),
+        *("last_verify", "last_drill", "guard", "pending", "running"),
+    }
+    assert (status["state"], status["next_run"], status["warnings"]) == ("idle", "2026-01-03T03:00:00Z", ["w"])
+
+
+def test_only_its_owner_may_open_the_control_socket():
+    with control_api() as api:
+        assert stat.S_IMODE(os.stat(api.path).st_mode) == 0o600
+
+
+def test_a_socket_that_a_dead_daemon_left_is_replaced_and_a_living_daemons_is_not():
+    with tempfile.TemporaryDirectory(prefix="sidecar-") as directory:
+        path = f"{directory}/control.sock"
+        dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        dead.bind(path)
+        dead.close()
+
+        living = ControlSocket(path)
+        listener = living.listen()
+        with pytest.raises(Busy, match="another daemon"):
+            ControlSocket(path)
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect(path)
+        client.close()
+        listener.close()
+
+
+def test_a_directory_that_cannot_be_written_is_a_missing_mount(tmp_path: Path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(MountMissing, match="cannot be written"):
+        ControlSocket(str(tmp_path / "file" / "control.sock"))
+
+
+# --- the daemon, as a process ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_daemon_that_is_told_to_stop_says_so_and_leaves_in_order(how: signal.Signals):
+    with fake_daemon() as daemon:
+        daemon.wait_for("daemon_started")
+
+        assert daemon.stop(how) == 0
+
+    assert [line["event"] for line in daemon.events()] == ["recovered", "daemon_started", "daemon_stopped"]
+    assert daemon.events()[-1]["mid_run"] is False
+
+
+def test_a_daemon_that_is_told_to_stop_mid_run_ends_the_run_tells_its_reader_and_leaves_with_143():
+    with fake_daemon() as daemon:
+        daemon.wait_for("daemon_started")
+        lines = Daemon(daemon.socket).run({"volumes": ["hold"]})
+        next(lines)
+
+        assert daemon.stop() == 143
+        (last,) = [line for line in lines if "report" in line]
+
+    assert last["report"]["outcome"] == "interrupted"
+    assert last["report"]["reasons"][0]["code"] == "interrupted"
+    assert [line["event"] for line in daemon.events()][-2:] == ["run_failed", "daemon_stopped"]
+    assert daemon.events()[-1]["mid_run"] is True
+
+
+def test_a_run_that_does_not_end_does_not_hold_the_daemon():
+    with fake_daemon(FAKE_PATIENCE="0.2") as daemon:
+        daemon.wait_for("daemon_started")
+        lines = Daemon(daemon.socket).run({"volumes": ["stuck"]})
+        next(lines)
+
+        assert daemon.stop() == 143
+        with pytest.raises(Complaint) as caught:
+            list(lines)
+
+    assert caught.value.code == "interrupted"
+    stopped = daemon.events()[-1]
+    assert (stopped["event"], stopped["level"]) == ("daemon_stopped", "error")
+    assert "did not end" in stopped["error"]
+
+
+def test_a_stop_during_recovery_is_heeded_once_everything_is_thawed():
+    with fake_daemon(FAKE_SLOW_RECOVERY="0.3") as daemon:
+        while not os.path.exists(daemon.socket):
+            time.sleep(0.005)
+
+        assert daemon.stop() == 0
+
+    assert "recovered" in [line["event"] for line in daemon.events()]
+
+
+def test_settings_that_cannot_be_used_are_all_named_and_the_daemon_leaves_with_2():
+    with fake_daemon(S3_BACKUP_BUKET="sets", BACKUP_MAX_PAUSE="soon") as daemon:
+        assert daemon.process.wait(PATIENCE) == 2
+        line = daemon.wait_for("config_invalid")
+
+    assert len(line["problems"]) == 2
+    assert "S3_BACKUP_BUCKET" in line["error"]
+    assert len(daemon.lines) == 1
+
+
+def test_a_second_daemon_at_the_same_socket_gives_way_before_it_touches_anything():
+    with fake_daemon() as first:
+        first.wait_for("daemon_started")
+        with fake_daemon(first.socket) as second:
+            assert second.process.wait(PATIENCE) == 11
+            assert "another daemon" in second.wait_for("daemon_stopped")["error"]
+            assert [line["event"] for line in second.events()] == ["daemon_stopped"]
+        assert Daemon(first.socket).get("/status")["state"] == "idle"
+
+
+def test_the_daemons_stdout_is_json_alone_and_holds_no_secret():
+    secret = "wJalrXUtnFEMI/K7MDENG"
+    with fake_daemon(AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY=secret, BACKUP_GUARD="on") as daemon:
+        daemon.wait_for("daemon_started")
+        (last,) = [line for line in Daemon(daemon.socket).run({"volumes": ["crash"]}) if "report" in line]
+        assert daemon.stop() == 0
+        assert daemon.process.stderr
+        stderr = daemon.process.stderr.read().decode()
+
+    events = [line["event"] for line in daemon.events()]  # each of them parsed as JSON
+    assert {"config_warning", "run_started", "run_failed"} <= set(events)
+    assert secret not in "".join(daemon.lines)
+    assert secret not in json.dumps(last)
+    assert "a library that prints" in stderr
+    assert "and one that writes to the descriptor" in stderr
