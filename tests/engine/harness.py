@@ -1,0 +1,505 @@
+"""What the end-to-end tests run on: real containers, real Compose files, a real S3 server, the product's own image.
+
+Everything gets names and a label that nobody else has, no fixed port, and is removed afterwards, so that a user's
+sidecar, the demonstration and these tests can be on one machine at once. Whatever looks into a volume does so from a
+container, because the engine's files may be out of our reach (another user, a virtual machine).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+LABEL = "volume-backup-sidecar.test"
+# Knows nothing of the product; has aws, tar, python3.
+HOST_IMAGE = "local/demo-host"
+POSTGRES_IMAGE = "local/demo-postgres"
+
+# As in tests/stack/docker-compose.s3.yml. Long enough that the product takes both for secrets.
+ACCESS_KEY = "sample-access-key"
+SECRET_KEY = "sample-secret-key"
+BUCKET = "backups"
+REGION = "us-east-1"
+ENDPOINT = "http://s3:8333"
+
+# Other containers on this machine may have bind mounts and anonymous volumes. They are none of these tests' business.
+NOT_OURS = "/*," + "?" * 64
+
+# Settings of a sidecar, or of the AWS CLI, in the shell that runs the tests.
+_FOREIGN = ("BACKUP_", "NOTIFY_", "AWS_", "S3_", "COMPOSE_", "DOCKER_VOLUMES_DIR", "PGBENCH_", "UPLOADS_", "TZ")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """What it printed, which must be one JSON document."""
+        try:
+            return json.loads(self.out)
+        except ValueError:
+            raise AssertionError(f"not one JSON document (exit code {self.code}): {self.out!r} {self.err!r}") from None
+
+
+def command(
+    *arguments: str | Path, stdin: bytes = b"", check: bool = True, timeout: float = 180, **options: Any
+) -> Done:
+    """Run a command to its end; with `check` a failure fails the test, with all that the command said."""
+    done = subprocess.run(arguments, input=stdin, capture_output=True, check=False, timeout=timeout, **options)
+    result = Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+    if check and result.code:
+        shown = shlex.join(map(str, arguments))
+        raise AssertionError(f"{shown[:500]} ended with {result.code}:\n{result.out[-3000:]}\n{result.err[-3000:]}")
+    return result
+
+
+def docker(*arguments: str, **options: Any) -> Done:
+    """Run the Docker client."""
+    return command("docker", *arguments, **options)
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, timeout: float = 60.0, every: float = 0.05) -> Any:
+    """The first true answer of `condition`; fails the test when there is none in time."""
+    until = time.monotonic() + timeout
+    while not (answer := condition()):
+        if time.monotonic() > until:
+            raise AssertionError(f"waited {timeout:.0f} s in vain until {what}")
+        time.sleep(every)
+    return answer
+
+
+def inspect(container: str) -> dict[str, Any]:
+    """What the engine says of a container."""
+    facts: dict[str, Any] = docker("container", "inspect", container).json()[0]
+    return facts
+
+
+def is_paused(container: str) -> bool:
+    return bool(inspect(container)["State"]["Paused"])
+
+
+class Machine:
+    """Containers and volumes of one test session, all labelled with its mark."""
+
+    def __init__(self, directory: Path) -> None:
+        self.mark = uuid.uuid4().hex[:8]
+        self.directory = directory
+        self.volumes_directory = docker("info", "--format", "{{.DockerRootDir}}").out.strip() + "/volumes"
+        self._compose_down: list[Callable[[], object]] = []
+        # Compose must read neither our caller's settings nor a .env beside the Compose file: a user's real bucket may
+        # be in there.
+        self._empty = directory / "empty.env"
+        self._empty.touch()
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
+
+    def name(self, text: str) -> str:
+        """A name that nobody else has."""
+        return f"vbs-e2e-{self.mark}-{text}"
+
+    def volume(self, text: str, *options: str) -> str:
+        """Create a volume; its full name."""
+        label = f"{LABEL}={self.mark}"
+        return docker("volume", "create", "--label", label, *options, self.name(text)).out.strip()
+
+    def run(self, text: str, arguments: Sequence[str], *options: str, image: str = HOST_IMAGE) -> str:
+        """Start a container in the background; its full name."""
+        labels = ("--label", f"{LABEL}={self.mark}")
+        docker("run", "--detach", "--init", "--name", self.name(text), *labels, *options, image, *arguments)
+        return self.name(text)
+
+    def remove(self, *names: str) -> None:
+        """Remove containers, frozen or not, if they are there."""
+        docker("rm", "--force", "--volumes", *names, check=False)
+
+    def compose(self, project: str, files: Sequence[Path], environment: Mapping[str, str] | None = None) -> Compose:
+        """A Compose project, which is taken down at the end of the session if it is not before."""
+        options = ["--env-file", str(self._empty), "-p", project]
+        options += [part for file in files for part in ("-f", str(file))]
+        compose = Compose(project, options, self._environment | dict(environment or {}))
+        self._compose_down.append(compose.down)
+        return compose
+
+    def clean(self) -> None:
+        """Remove all of it."""
+        ours = f"label={LABEL}={self.mark}"
+        if containers := docker("ps", "-aq", "--filter", ours).out.split():
+            self.remove(*containers)
+        for down in reversed(self._compose_down):
+            down()
+        if volumes := docker("volume", "ls", "-q", "--filter", ours).out.split():
+            docker("volume", "rm", *volumes)
+
+
+class Compose:
+    """One project, with Compose as this machine has it."""
+
+    def __init__(self, project: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.project = project
+        self._options = options
+        self._environment = environment
+        self._is_up = False
+
+    def __call__(self, *arguments: str, **options: Any) -> Done:
+        compose = ROOT / "tests/machine/compose"
+        return command(compose, *self._options, *arguments, env=self._environment, cwd=ROOT, **options)
+
+    def up(self) -> None:
+        self._is_up = True
+        self("up", "-d", "--no-build", timeout=300)
+
+    def down(self) -> None:
+        """Remove its containers, networks and volumes."""
+        if self._is_up:
+            self._is_up = False
+            self("down", "--volumes", "--timeout", "1")
+
+    def container(self, service: str) -> str:
+        """The name of a service's container."""
+        identifier = self("ps", "-q", service).out.strip()
+        assert identifier, f"{self.project} has no container of {service}"
+        return str(inspect(identifier)["Name"]).removeprefix("/")
+
+    def wait_healthy(self) -> None:
+        for identifier in self("ps", "-q").out.split():
+            wait_until(lambda one=identifier: _is_well(one), f"{identifier} is healthy", timeout=240)
+
+
+def _is_well(container: str) -> bool:
+    state = inspect(container)["State"]
+    assert state["Status"] in ("created", "running"), docker("logs", "--tail", "20", container)
+    return state["Status"] == "running" and state.get("Health", {"Status": "healthy"})["Status"] == "healthy"
+
+
+class S3:
+    """The S3 server, seen from outside: from a bare host in its network, and by boto3."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.compose = machine.compose(machine.name("s3"), [ROOT / "tests/stack/docker-compose.s3.yml"])
+        self.network = f"{self.compose.project}_default"
+
+    def up(self) -> None:
+        self.compose.up()
+        self.compose.wait_healthy()
+        self.container = self.compose.container("s3")
+        self.host = self._machine.run(
+            "host",
+            ["sleep", "infinity"],
+            *("--network", self.network, "--volume", f"{self._machine.volume('scratch')}:/scratch"),
+            *("-e", f"AWS_REGION={REGION}", "-e", f"AWS_ACCESS_KEY_ID={ACCESS_KEY}"),
+            *("-e", f"AWS_SECRET_ACCESS_KEY={SECRET_KEY}"),
+        )
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=f"http://{self.compose('port', 's3', '8333').out.strip()}",
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 3}),
+        )
+
+    def on_host(self, script: str, *arguments: str, **options: Any) -> Done:
+        """Run a bash script on the bare host."""
+        return docker("exec", "-i", self.host, "bash", "-euo", "pipefail", "-c", script, "bash", *arguments, **options)
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys below a prefix, without it."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return [each["Key"].removeprefix(f"{prefix}/") for page in pages for each in page.get("Contents", ())]
+
+    def read(self, key: str) -> bytes:
+        body: bytes = self.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return body
+
+    def pending(self, prefix: str) -> list[str]:
+        """The keys of uploads that have begun and are neither complete nor aborted."""
+        uploads = self.client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{prefix}/").get("Uploads") or ()
+        return [each["Key"] for each in uploads]
+
+    def restore(self, prefix: str, set_name: str, volume: str) -> str:
+        """Unpack a volume's archive with aws and tar on the bare host; the directory."""
+        directory = f"/scratch/{uuid.uuid4().hex}"
+        self.on_host(
+            'mkdir -p "$2"; aws --endpoint-url "$3" s3 cp "s3://$1" -'
+            " | tar --numeric-owner --acls --xattrs --xattrs-include='*' -xzpf - -C \"$2\"",
+            f"{BUCKET}/{prefix}/{set_name}/{volume}.tar.gz",
+            directory,
+            ENDPOINT,
+        )
+        return directory
+
+    def forget(self, directory: str) -> None:
+        self.on_host('rm -rf "$1"', directory)
+
+
+Description = dict[str, dict[str, Any]]
+
+
+def describe(container: str, *directories: str) -> list[Description]:
+    """What the oracle sees in directories of a container. A container that runs for longer: one that came and went
+    would end the freeze that it is to observe."""
+    script = (HERE / "describe.py").read_bytes()
+    lines = docker("exec", "-i", container, "python3", "-", *directories, stdin=script).out.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def differences(expected: Description, found: Description) -> list[str]:
+    """What differs between two descriptions, in words; sockets, which no archive can hold, do not count."""
+    expected = {path: facts for path, facts in expected.items() if facts["kind"] != "socket"}
+    said = [f"{path!r} is missing" for path in expected.keys() - found.keys()]
+    said += [f"{path!r} should not be there" for path in found.keys() - expected.keys()]
+    for path in expected.keys() & found.keys():
+        for fact, value in expected[path].items():
+            if found[path].get(fact) != value:
+                said.append(f"{path!r}: {fact} is {found[path].get(fact)!r} and was {value!r}")
+    return sorted(said)
+
+
+class Run:
+    """A `docker exec ... run-now` under way."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            ["docker", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
+
+    def end(self, timeout: float = 120) -> Done:
+        """Wait for its end."""
+        out, err = self._process.communicate(timeout=timeout)
+        return Done(self._process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+class Sidecar:
+    """The product, through docker-compose.backup.yml and an override, for the volumes that match `include`."""
+
+    def __init__(
+        self, machine: Machine, s3: S3, text: str, *, include: Sequence[str], settings: Mapping[str, str] | None = None
+    ) -> None:
+        self._machine = machine
+        self._s3 = s3
+        self.name = machine.name(f"backup-{text}")
+        self.prefix = f"{machine.mark}/{text}"
+        self.state = f"{self.name}-state"
+        self.directory = machine.directory / f"backup-{text}"
+        self.directory.mkdir()
+        # Made by the engine, so that root in the container may write there whoever runs the tests.
+        self.local_directory = self.directory / "sets"
+        self._override = self.directory / "override.json"
+        self._settings = {
+            "S3_BACKUP_BUCKET": BUCKET,
+            "AWS_ENDPOINT_URL_S3": ENDPOINT,
+            "AWS_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "BACKUP_PREFIX": self.prefix,
+            "BACKUP_SCHEDULE": "off",
+            "BACKUP_INCLUDE": ",".join(include),
+            "BACKUP_EXCLUDE": NOT_OURS,
+            "BACKUP_MAX_PAUSE": "120s",
+        } | dict(settings or {})
+        self._compose = machine.compose(
+            self.name,
+            [ROOT / "docker-compose.backup.yml", self._override],
+            {"BACKUP_LOCAL_DIR": str(self.local_directory), "DOCKER_VOLUMES_DIR": machine.volumes_directory},
+        )
+
+    # --- its life ----------------------------------------------------------------------------------------------------
+
+    def up(self, *, ready: bool = True, **changes: str | None) -> None:
+        """Start it, or start it anew with changed settings (None takes one away); its state stays."""
+        for name, value in changes.items():
+            self._settings.pop(name, None)
+            if value is not None:
+                self._settings[name] = value
+        label = {LABEL: self._machine.mark}
+        override = {
+            "services": {
+                "backup": {
+                    "container_name": self.name,
+                    "labels": label,
+                    "networks": ["default", "store"],
+                    "environment": self._settings,
+                }
+            },
+            "networks": {"store": {"external": True, "name": self._s3.network}},
+            "volumes": {"backup-state": {"name": self.state, "labels": label}},
+        }
+        self._override.write_text(json.dumps(override))  # JSON is YAML
+        self._compose.up()
+        if ready:
+            self.wait_ready()
+
+    def wait_ready(self, starts: int = 1) -> None:
+        """Until the daemon has started so many times in this container."""
+        wait_until(lambda: len(self.events("daemon_started")) >= starts, f"{self.name} has started {starts} times")
+
+    def start(self) -> None:
+        """Start it again after it was stopped or killed."""
+        starts = len(self.events("daemon_started"))
+        docker("start", self.name)
+        self.wait_ready(starts + 1)
+
+    def down(self) -> None:
+        """Remove it, its state, and its local sets."""
+        self._compose.down()
+        try:
+            shutil.rmtree(self.directory)
+        except FileNotFoundError:
+            return
+        except PermissionError:  # it was root in the container, and is another user here
+            docker("run", "--rm", "--volume", f"{self.directory}:/there", HOST_IMAGE, "rm", "-rf", "/there/sets")
+
+    # --- what its user does ------------------------------------------------------------------------------------------
+
+    def verb(self, *arguments: str, check: bool = False, **options: Any) -> Done:
+        """`docker exec backup VERB...`."""
+        return docker("exec", self.name, *arguments, check=check, **options)
+
+    def run_now(self, *arguments: str) -> Done:
+        return self.verb("run-now", *arguments)
+
+    def report(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """The report of a whole run, which must end with this exit code."""
+        done = self.run_now("--json", *arguments)
+        assert done.code == code, (done, self.events()[-5:])
+        report: dict[str, Any] = done.json()
+        return report
+
+    def sets(self) -> list[str]:
+        """The names of the sets that `list` shows."""
+        return [each["set"] for each in self.verb("list", "--json", check=True).json()["sets"]]
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """The log, which is JSON lines on stdout alone."""
+        done = docker("logs", self.name)
+        assert done.err == ""
+        events = [json.loads(line) for line in done.out.splitlines()]
+        return [each for each in events if not names or each["event"] in names]
+
+    # --- runs that are held at a stage (BACKUP_TEST_STAGE=STAGE=hold) ------------------------------------------------
+
+    def begin(self, *arguments: str) -> Run:
+        """Start a run in the background; what an earlier run left held is forgotten."""
+        self._in_state("rm -f /state/held-*")
+        return Run(["exec", self.name, "run-now", *arguments])
+
+    def wait_held(self, stage: str, run: Run) -> None:
+        """Until the run is held at the stage."""
+        # One exec that waits inside, because each exec makes events in the engine's short log.
+        script = f"i=0; until [ -e /state/held-{stage} ]; do i=$((i + 1)); [ $i -lt 200 ] || exit 1; sleep 0.02; done"
+        wait_until(
+            lambda: self._in_state(script, check=False).code == 0 or (run.is_over and [run.end()]), f"held at {stage}"
+        )
+        assert not run.is_over, run.end()
+
+    def release(self, stage: str) -> None:
+        self._in_state(f"rm -f /state/held-{stage}")
+
+    @contextmanager
+    def held(self, stage: str, run: Run) -> Iterator[None]:
+        """The run stands still at `stage` for the block."""
+        self.wait_held(stage, run)
+        try:
+            yield
+        finally:
+            self.release(stage)
+
+    def _in_state(self, script: str, *, check: bool = True) -> Done:
+        return docker("exec", self.name, "sh", "-c", script, check=check)
+
+
+@dataclass
+class Terminal:
+    """A command on a terminal of its own, as a person has one."""
+
+    arguments: Sequence[str]
+    output: bytes = field(default=b"", init=False)
+
+    def __enter__(self) -> Terminal:
+        self._master, slave = pty.openpty()
+
+        # The client switches it to raw, so what is typed goes to the process in the container.
+        self._process = subprocess.Popen(
+            self.arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def wait_for(self, pattern: bytes, timeout: float = 60) -> None:
+        """Until it has shown something that matches."""
+        wait_until(lambda: re.search(pattern, self._read()), f"the terminal shows {pattern!r}", timeout=timeout)
+
+    def wait(self, timeout: float = 60) -> int:
+        """Its exit code."""
+
+        def over() -> bool:
+            self._read()
+            return self._process.poll() is not None
+
+        wait_until(over, "the command on the terminal has ended", timeout=timeout)
+        return int(self._process.returncode)
+
+    def _read(self) -> bytes:
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                chunk = os.read(self._master, 65536)
+            except OSError as error:
+                if error.errno == errno.EIO:  # Linux: no one holds the other end any more
+                    break
+                raise
+            if not chunk:
+                break
+            self.output += chunk
+        return self.output
+
+
+@contextmanager
+def undone(*acts: Callable[[], object]) -> Iterator[None]:
+    """Whatever happens in the block, do these afterwards, each whatever the others do."""
+    try:
+        yield
+    finally:
+        for act in acts:
+            with suppress(AssertionError):
+                act()
+
+
+def missing(expected: Collection[str], document: Mapping[str, Any]) -> set[str]:
+    """The keys that a document lacks."""
+    return set(expected) - document.keys()
