@@ -552,12 +552,15 @@ def test_recover_txt_says_what_is_not_whole_and_what_was_not_a_plain_volume() ->
     manifest = a_manifest(
         a_volume("db", outcome=Outcome.PARTIAL, changed_files=["./log/today", "./$(touch CAUGHT)'\n       reboot"]),
         a_volume("share", driver="local", options={"type": "nfs", "device": ":/export", "o": "addr=nas,rw"}),
+        a_volume("cloud", driver="rclone"),
     )
     text = sets.recover_text(manifest, base="s3://bucket/p", endpoint=None)
 
     assert "   db: 12 entries, 1234 bytes, 20480 bytes unpacked (partial)\n" in text
     assert "   Changed while it was read: ./log/today\n" in text
     assert "--driver local --opt device=:/export --opt o=addr=nas,rw --opt type=nfs\n" in text
+    assert "it was made with --driver rclone\n" in text
+    assert text.count("it was made with") == 2
     assert not any("reboot" in command or "CAUGHT" in command for command in commands(text))
 
 
