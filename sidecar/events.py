@@ -19,6 +19,7 @@ EVENTS: dict[str, int] = {
     "recovered": logging.WARNING,
     "recover_failed": logging.ERROR,
     "run_started": logging.INFO,
+    "deadman_missing": logging.WARNING,
     "group_frozen": logging.INFO,
     "group_thawed": logging.INFO,
     "volume_finished": logging.INFO,

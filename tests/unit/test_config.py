@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar import config
@@ -312,6 +312,7 @@ def test_a_name_of_another_product_for_the_bucket_is_pointed_out(name: str):
     assert [each for each in load(**{name: "anything"}).warnings if name in each]
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     setting=st.sampled_from(SETTINGS),
     position=st.integers(0, 40),

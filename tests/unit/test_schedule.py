@@ -118,7 +118,7 @@ def matches(text: str, value: int) -> bool:
     return False
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     minute=field_texts["minute"],
     hour=field_texts["hour"],

@@ -107,7 +107,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(value=json_values)
 def test_any_value_becomes_one_line_of_strict_json(value: object):
     with captured_log() as (log, lines):
@@ -178,7 +178,7 @@ def strings(value: object) -> Iterator[str]:
             yield from strings(each)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(secret=st.text(st.characters(blacklist_categories=["Cs"]), min_size=8, max_size=40), before=st.text(max_size=5))
 def test_no_secret_reaches_the_log_in_any_form_in_any_place(secret: str, before: str):
     with captured_log(secrets=[secret]) as (log, lines):
