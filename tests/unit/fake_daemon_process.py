@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,14 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 10  # seconds; nothing here takes one when it works
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Wait until it holds; a test that would wait for ever fails instead."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.002)
 
 
 def environment(**settings: str) -> dict[str, str]:

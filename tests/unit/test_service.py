@@ -38,7 +38,7 @@ from sidecar.service.daemon import Scheduler
 from sidecar.service.jobs_port import RunRequest
 from sidecar.service.logs import EventLog
 from sidecar.service.runs import Runs, Ticket
-from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, environment, fake_daemon
+from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, environment, eventually, fake_daemon
 
 LOGS = REPOSITORY / "docs" / "LOGS.md"
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -496,8 +496,7 @@ def test_stopping_interrupts_the_run_and_refuses_those_that_wait_or_come():
     jobs = ScriptedJobs(until_cancelled)
     runs = make_runs(jobs)
     running = runs.submit(RunRequest())
-    while runs.ahead_of(running) is not None or not jobs.begun:
-        time.sleep(0.001)
+    eventually(lambda: jobs.begun, "the run begins")
     waiting = runs.submit(RunRequest())
 
     assert runs.interrupt() is running
@@ -523,8 +522,7 @@ def test_recovery_that_fails_for_now_is_tried_again_until_it_succeeds():
     jobs.recoveries = [raising(EngineUnreachable("no engine")), raising(KeyError("x")), lambda: None]
     runs = make_runs(jobs, emit)
 
-    while not runs.status()["healthy"]:
-        time.sleep(0.001)
+    eventually(lambda: runs.status()["healthy"], "recovery succeeds")
 
     assert [each["code"] for each in emit.named("recover_failed")] == ["engine_unreachable", "internal_error"]
     assert jobs.recovered == 1
@@ -931,8 +929,7 @@ def test_a_run_that_does_not_end_does_not_hold_the_daemon():
 
 def test_a_stop_during_recovery_is_heeded_once_everything_is_thawed():
     with fake_daemon(FAKE_SLOW_RECOVERY="0.3") as daemon:
-        while not os.path.exists(daemon.socket):
-            time.sleep(0.005)
+        eventually(lambda: os.path.exists(daemon.socket), "the daemon listens")
 
         assert daemon.stop() == 0
 
