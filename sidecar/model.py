@@ -49,9 +49,9 @@ class Container:
     """One container, from its inspection.
 
     started_at is the engine's RFC 3339 text, kept as it is because it is only compared; pid is 0 when not running.
-    addresses: every name and IP address under which other containers reach it. published: the host's TCP ports that lead
-    into it. network: `HostConfig.NetworkMode` (`container:ID` shares that container's network). stop_timeout: the seconds
-    its owner grants it to stop by itself.
+    image_id: what `image` (a name) stood for when it was created. addresses: every name and IP address under which
+    other containers reach it. published: the host's TCP ports that lead into it. network: `HostConfig.NetworkMode`
+    (`container:ID` shares that container's network). stop_timeout: the seconds its owner grants it to stop by itself.
     """
 
     id: str
@@ -63,6 +63,7 @@ class Container:
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     auto_remove: bool = False
+    image_id: str = ""
     addresses: frozenset[str] = frozenset()
     published: frozenset[int] = frozenset()
     network: str = ""

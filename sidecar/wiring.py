@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from sidecar import __version__
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import Settings
+from sidecar.engine import deadman
+from sidecar.engine.deadman import DeadMan, Watched
 from sidecar.engine.docker import connect
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
@@ -32,6 +34,7 @@ from sidecar.stores.retrying import Retry, RetryingStore
 from sidecar.stores.s3 import S3Settings, S3Store
 
 STATE = Path("/state")
+_JOURNAL = "journal.json"
 _UNIX = "unix://"
 
 
@@ -47,13 +50,18 @@ def build_jobs(settings: Settings, emit: Emit) -> Jobs:
     return _Jobs(settings, emit, engine, discovery)
 
 
+def stand_by(environ: Mapping[str, str], watched: Watched, lease: float, say: Callable[[str], None]) -> Sequence[str]:
+    """Be the dead man of this process; see `sidecar.engine.deadman`. Raises EngineError."""
+    return deadman.stand_by(connect(environ), Journal(STATE / _JOURNAL), watched, lease=lease, say=say)
+
+
 class _Jobs:
     def __init__(self, settings: Settings, emit: Emit, engine: Engine, discovery: Discovery) -> None:
         self._settings = settings
         self._emit = emit
         self._engine = engine
         self._discovery = discovery
-        self._journal = Journal(STATE / "journal.json")
+        self._journal = Journal(STATE / _JOURNAL)
         self._names = SetNames(_now, time.sleep)
         self._bare_stores = {name: _store(name, settings) for name in settings.stores}
         self._unswept = set(settings.stores)
@@ -68,6 +76,7 @@ class _Jobs:
             journal=self._journal,
             spool=lambda: SpoolSpace(STATE / "spool", settings.spool_max),
             names=self._names,
+            dead_man=self._dead_man,
             state=STATE,
             max_pause=settings.max_pause.total_seconds(),
             level=settings.compression,
@@ -102,6 +111,11 @@ class _Jobs:
         if self._unswept:
             engine = self._engine.identity().id
             self._unswept -= {name for name in self._unswept if sweep(self._bare_stores[name], engine, self._emit)}
+
+    def _dead_man(self, run: str, emit: Emit) -> DeadMan:
+        own = self._discovery.this_container()
+        lease = self._settings.max_pause.total_seconds()
+        return DeadMan(self._engine, own, run=run, lease=lease, state=str(STATE), emit=emit)
 
     def _stores(self, cancelled: threading.Event) -> Mapping[str, Store]:
         return {

@@ -248,3 +248,22 @@ def run_daemon(socket: str) -> None:
 
     # Not sys.exit: a thread that hangs in a request to a dead server would hold it until Docker kills us.
     os._exit(EXIT_CODES[serve(os.environ, wiring.build_jobs, socket_path=socket)])
+
+
+@main.command("deadman", hidden=True)
+@click.option("--container", required=True)
+@click.option("--started-at", required=True)
+@click.option("--run", required=True)
+@click.option("--lease", required=True, type=float)
+@click.option("--debug", is_flag=True)
+def run_dead_man(*, container: str, started_at: str, run: str, lease: float, debug: bool) -> None:
+    """Thaw what a run froze if the sidecar's container is no more. The sidecar starts it for each run."""
+    from sidecar import wiring  # noqa: PLC0415 - as above
+    from sidecar.engine.deadman import Watched  # noqa: PLC0415
+
+    try:
+        wiring.stand_by(os.environ, Watched(container, started_at, run), lease, click.echo)
+    except SidecarError as exc:
+        if debug:
+            traceback.print_exc()
+        sys.exit(EXIT_CODES.get(_complain(exc, as_json=False), 1))

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -45,6 +45,8 @@ PATIENT = 60.0
 EVENTS_KEPT = 256
 # Often enough for 256 events a second.
 EVENTS_EVERY = 1.0
+
+_FRAME = 8  # bytes of a frame header in /containers/ID/logs
 
 
 def connect(environment: Mapping[str, str]) -> DockerEngine:
@@ -125,6 +127,63 @@ class DockerEngine:
         """Start it; whether it was stopped."""
         return self._ask("POST", f"/containers/{identifier}/start").status_code != 304
 
+    def launch(self, like: Container, *, role: str, command: Sequence[str], keep: Sequence[str]) -> str:
+        """Start a container of our own image beside us."""
+        socket = urlsplit(self._address).path if self._address.startswith("unix:") else ""
+        mounts = [
+            {
+                "Type": mount.kind,
+                "Source": mount.volume or mount.source,
+                "Target": mount.target,
+                # Whoever may write to the engine's socket needs no write access to the file system that it lies on.
+                "ReadOnly": mount.target != socket,
+            }
+            for mount in like.mounts
+            if mount.target in (*keep, socket)
+        ]
+        body = {
+            "Image": like.image_id,
+            "Cmd": list(command),
+            "Env": [f"DOCKER_HOST={self._address}"],
+            "Labels": {ROLE_LABEL: role},
+            "HostConfig": {
+                "AutoRemove": True,
+                "Mounts": mounts,
+                "NetworkMode": "none" if socket else like.network,
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges:true"],
+                "ReadonlyRootfs": True,
+                "PidsLimit": 64,
+            },
+        }
+        created = self._ask("POST", "/containers/create", body=body).json()
+        identifier: str = created["Id"]
+        try:
+            self.start(identifier)
+        except EngineError:
+            self.remove(identifier)
+            raise
+        return identifier
+
+    def output(self, identifier: str) -> str:
+        """What a container has written to its standard output so far."""
+        raw = self._ask("GET", f"/containers/{identifier}/logs", {"stdout": "1"}).content
+        text = b""
+        while len(raw) >= _FRAME:  # frames of the log stream: kind, three zeros, length (big endian), bytes
+            length = int.from_bytes(raw[4:_FRAME], "big")
+            text += raw[_FRAME : _FRAME + length]
+            raw = raw[_FRAME + length :]
+        return text.decode(errors="replace")
+
+    def remove(self, identifier: str) -> None:
+        """Remove it, running or not."""
+        with suppress(ContainerGone):
+            try:
+                self._ask("DELETE", f"/containers/{identifier}", {"force": "1", "v": "1"})
+            except EngineError as error:
+                if "already in progress" not in error.message:
+                    raise
+
     @contextmanager
     def watch(self) -> Iterator[Watch]:
         """Follow container events from now on."""
@@ -177,12 +236,18 @@ class DockerEngine:
             ) from error
 
     def _ask(
-        self, method: str, path: str, parameters: Mapping[str, str] | None = None, *, timeout: float = PATIENT
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        body: Mapping[str, Any] | None = None,
+        timeout: float = PATIENT,
     ) -> requests.Response:
         client = self._client
         url = f"{client.base_url}/v{client.api_version}{path}"
         with _translated(f"{method} {path}", self._address):
-            response: requests.Response = client.request(method, url, params=parameters, timeout=timeout)
+            response: requests.Response = client.request(method, url, params=parameters, json=body, timeout=timeout)
             response.content  # noqa: B018 - reads the answer here, where its failures are translated
         if response.status_code >= 400:
             raise _refusal(method, path, response)
@@ -321,6 +386,7 @@ def _container(facts: Mapping[str, Any]) -> Container:
         id=facts["Id"],
         name=name,
         image=configuration["Image"],
+        image_id=facts["Image"],
         state=ContainerState(state["Status"]),
         started_at=state["StartedAt"],
         pid=state["Pid"],
@@ -354,11 +420,14 @@ def _volume(facts: Mapping[str, Any]) -> Volume:
 
 
 def _event(facts: Mapping[str, Any]) -> ContainerEvent | None:
-    """A container's event from a line of GET /events; None for networks, volumes, images."""
-    if facts["Type"] != "container":
-        return None
+    """A container's event from a line of GET /events; None for networks, images, and volumes unless mounted."""
     actor = facts["Actor"]
     attributes = actor["Attributes"]
+    if (facts["Type"], facts["Action"]) == ("volume", "mount"):
+        mount = Mount("volume", "", attributes["destination"], attributes["read/write"] == "true", actor["ID"])
+        return ContainerEvent("mount", attributes["container"], "", mounted=mount)
+    if facts["Type"] != "container":
+        return None
     action = facts["Action"].partition(":")[0]  # "exec_create: /bin/sh -c ...", "health_status: healthy"
     return ContainerEvent(action, actor["ID"], attributes.get("name", ""), attributes.get(ROLE_LABEL, ""))
 

@@ -10,10 +10,10 @@ from collections.abc import Container as Collection
 from collections.abc import Mapping, Sequence
 
 from sidecar.engine.port import ContainerEvent
-from sidecar.model import Container, Quiesce
+from sidecar.model import Container, ContainerState, Quiesce
 
 _EXECS = {"exec_create", "exec_detach", "exec_die", "exec_start"}  # a frozen container runs none; a health check's end
-_READS = {"archive-path", "commit", "copy", "export", "top"}
+_READS = {"archive-path", "commit", "copy", "export", "mount", "top"}  # `docker cp` out of it mounts its volumes anew
 _FACADE = {"attach", "detach", "health_status", "rename", "resize", "update"}
 # What cannot change a volume of a container that is frozen. Missing on purpose: `extract-to-dir`, a `docker cp` into
 # it, writes although it is paused (tried).
@@ -45,6 +45,15 @@ def stirred(log: Sequence[ContainerEvent], container: Container) -> list[str]:
     """What happened to a container that was paused or stopped already and should have stayed so; empty if nothing."""
     ignored = HARMLESS if container.running else HARMLESS | {"destroy"}
     return [event.action for event in log if event.container == container.id and event.action not in ignored]
+
+
+def remembered(log: Sequence[ContainerEvent], event: ContainerEvent) -> Container:
+    """A container that is gone, as far as the log knows it: with the volumes it had, without its binds.
+
+    A bind of a volume's directory into a container that started and was removed within one freeze leaves no trace.
+    """
+    mounts = [other.mounted for other in log if other.container == event.container and other.mounted is not None]
+    return Container(event.container, event.name, "", ContainerState.DEAD, "", 0, mounts=tuple(mounts))
 
 
 def arrivals(

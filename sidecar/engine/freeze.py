@@ -27,7 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from sidecar.engine.evidence import arrivals, disturbance, stirred
+from sidecar.engine.evidence import arrivals, disturbance, remembered, stirred
 from sidecar.engine.journal import Intent, Journal
 from sidecar.engine.port import ContainerEvent, Engine, Watch
 from sidecar.engine.recovery import PATIENCE, PAUSE_BETWEEN, recover, thaw_failed
@@ -413,11 +413,8 @@ class Frozen:
         for identifier, event in arrivals(log, known, ours).items():
             try:
                 container = self._engine.container(identifier)
-            except ContainerGone as error:
-                raise FreezeBroken(
-                    f"{event.name} ran and was removed while {self._terms.group} was frozen: it may have written to it",
-                    hint="run the backup again, away from jobs that start containers",
-                ) from error
+            except ContainerGone:
+                container = remembered(log, event)
             if identifier in writers([container]):
                 raise self._new_writer(container.name)
 

@@ -11,21 +11,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from sidecar.model import Container, EngineIdentity, Volume
+from sidecar.model import Container, EngineIdentity, Mount, Volume
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """One event of type `container`.
+    """One event of type `container`, or a volume's `mount` into one.
 
     action: its first word (`start`, `die`, `pause`, `unpause`, `exec_create`, `health_status`, ...); container: the ID;
-    role: the container's `backup.role`, empty where it is not ours.
+    role: the container's `backup.role`, empty where it is not ours; mounted: what it got, with `mount` alone (which tells
+    neither name nor role, and the mount's source neither).
     """
 
     action: str
     container: str
     name: str
     role: str = ""
+    mounted: Mount | None = None
 
 
 class Watch(Protocol):
@@ -80,3 +82,17 @@ class Engine(Protocol):
 
     def carries_us(self, container: Container) -> bool:
         """Whether freezing it would cut our own way to the engine: it is this container, or a socket proxy we use."""
+
+    def launch(self, like: Container, *, role: str, command: Sequence[str], keep: Sequence[str]) -> str:
+        """Start a container of the image of `like` (ours) that removes itself when it ends; its ID.
+
+        It carries the label `backup.role=ROLE`, has no capability, no network but what the engine's address needs, a
+        read-only root file system, the engine's socket, and of the mounts of `like` those at the targets in `keep`,
+        read-only.
+        """
+
+    def output(self, identifier: str) -> str:
+        """What a container has written to its standard output so far. Raises ContainerGone."""
+
+    def remove(self, identifier: str) -> None:
+        """Remove it, running or not. One that is gone is success."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from sidecar.engine.journal import Intent, Journal
+from sidecar.engine.journal import Entry, Intent, Journal
 from sidecar.engine.port import Engine
 from sidecar.errors import ContainerGone, EngineError, FreezeFailed, JournalUnreadable, ThawFailed
 from sidecar.events import Emit
@@ -14,6 +14,8 @@ from sidecar.model import ContainerState, Quiesce
 # Seconds to go on trying through an engine that is briefly away, and between two tries.
 PATIENCE = 30.0
 PAUSE_BETWEEN = 0.2
+# A request that was sent just before its sender died is carried out within this time.
+LANDING = 3.0
 
 
 def recover(
@@ -30,12 +32,8 @@ def recover(
     Raises ThawFailed (the journal stays; call it again), and JournalUnreadable when a damaged journal leaves open
     whether a container that is still paused is ours: what it does name is thawed nevertheless.
     """
-    damage: JournalUnreadable | None = None
-    try:
-        entry = journal.read()
-    except JournalUnreadable as error:
-        damage, entry = error, None
-    intents = journal.salvage() if damage else entry.frozen if entry else ()
+    entry, damage = _read(journal)
+    intents = _owed(journal, entry)
     if not intents and not damage:
         return ()
     thawed = _thaw_all(engine, intents, clock=clock, sleep=sleep)
@@ -57,6 +55,40 @@ def recover(
         damaged=damage is not None,
     )
     return thawed
+
+
+def thaw_owed(
+    engine: Engine,
+    journal: Journal,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[str, ...]:
+    """Thaw what the journal names, and leave the journal to its owner: for one who may only read it.
+
+    Looks for a while, because a pause that its caller did not live to see answered may land late. The names of those
+    thawed. Raises ThawFailed.
+    """
+    entry, _ = _read(journal)
+    intents = _owed(journal, entry)
+    until = clock() + LANDING
+    thawed: list[str] = []
+    while True:
+        thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep)
+        if clock() >= until:
+            return tuple(dict.fromkeys(thawed))
+        sleep(PAUSE_BETWEEN)
+
+
+def _read(journal: Journal) -> tuple[Entry | None, JournalUnreadable | None]:
+    try:
+        return journal.read(), None
+    except JournalUnreadable as error:
+        return None, error
+
+
+def _owed(journal: Journal, entry: Entry | None) -> tuple[Intent, ...]:
+    return entry.frozen if entry else journal.salvage()
 
 
 def thaw_failed(stuck: Sequence[tuple[str, Quiesce, Exception]]) -> ThawFailed:

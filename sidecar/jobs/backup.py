@@ -21,6 +21,7 @@ from sidecar.archive.capture import Capture, capture, measure
 from sidecar.archive.spool import Spool, SpoolSpace
 from sidecar.archive.writer import write_archive
 from sidecar.config import StageFault
+from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
@@ -55,9 +56,9 @@ class Tools:
     """What a backup works with; wiring makes it.
 
     plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
-    spool: makes the run's empty spool. max_pause in seconds; level: ISA-L's; threads: compressors, half of the uploads
-    of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt. local_by_default: nobody said where
-    to keep sets. stage_fault: for tests. warnings: said with every run.
+    spool: makes the run's empty spool. dead_man: for a run's identifier. max_pause in seconds; level: ISA-L's; threads:
+    compressors, half of the uploads of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt.
+    local_by_default: nobody said where to keep sets. stage_fault: for tests. warnings: said with every run.
     """
 
     engine: Engine
@@ -66,6 +67,7 @@ class Tools:
     journal: Journal
     spool: Callable[[], SpoolSpace]
     names: SetNames
+    dead_man: Callable[[str, Emit], DeadMan]
     state: Path
     max_pause: float
     level: int
@@ -91,6 +93,7 @@ def backup(
     with ExitStack() as undo:
         try:
             plan = run.plan(named)
+            run.stand_by(undo)
             run.open_stores(undo)
             run.stage("planned")
             for group in plan.groups:
@@ -138,6 +141,10 @@ class _Run:
             self.ledger.not_off_host()
         return plan
 
+    def stand_by(self, undo: ExitStack) -> None:
+        """Have a second container ready to thaw if this one is killed."""
+        self._dead_man = undo.enter_context(self._tools.dead_man(self.ledger.run, self.ledger.event))
+
     def open_stores(self, undo: ExitStack) -> None:
         """Claim the prefix in every store, and choose the set's name."""
         tools = self._tools
@@ -181,6 +188,7 @@ class _Run:
         Raises EngineError when they did not, SpoolFull, Interrupted.
         """
         self._follow(Progress("freezing"))
+        self._dead_man.ready()
         captures = []
         with freeze(
             self._tools.engine,

@@ -47,6 +47,8 @@ class FakeEngine:
         self._meanwhile: dict[tuple[str, str], list[Callable[[], object]]] = {}
         self._carriers: set[str] = set()
         self._own = ""
+        self.launched: list[list[str]] = []
+        self.says = "standing by\n"
 
     # --- the port ---
 
@@ -99,6 +101,19 @@ class FakeEngine:
                 return False
             done(lambda: self._start(container.id))
             return True
+
+    def launch(self, like: Container, *, role: str, command: Sequence[str], keep: Sequence[str]) -> str:
+        with self._call("launch", like.name) as done:
+            created: list[Container] = []
+            name = f"{role}-{len(self.launched)}"
+            done(lambda: created.append(self.run(name, labels={"backup.role": role}, auto_remove=True)))
+            self.launched.append(list(command))
+            return created[0].id
+
+    def output(self, identifier: str) -> str:
+        with self._call("output", identifier):
+            self._find(identifier)
+            return self.says
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
@@ -200,10 +215,13 @@ class FakeEngine:
         with self._turn:
             self._start(self._find(name).id)
 
-    def remove(self, name: str) -> None:
-        """docker rm --force"""
+    def remove(self, identifier: str) -> None:
+        """docker rm --force; one that is gone is success"""
         with self._turn:
-            container = self._find(name)
+            try:
+                container = self._find(identifier)
+            except ContainerGone:
+                return
             if container.running:
                 self._emit("kill", container)
                 self._die(container.id)
@@ -214,6 +232,7 @@ class FakeEngine:
     def copy_into(self, name: str) -> None:
         """docker cp FILE NAME:PATH"""
         with self._turn:
+            self._mount(self._find(name))
             self._emit("extract-to-dir", self._find(name))
 
     def rename(self, name: str, new: str) -> None:
@@ -330,6 +349,7 @@ class FakeEngine:
             pid=1000 + number,
         )
         self._containers[identifier] = container
+        self._mount(container)
         self._emit("start", container)
 
     def _stop(self, identifier: str) -> None:
@@ -348,6 +368,12 @@ class FakeEngine:
         if container.auto_remove:
             del self._containers[identifier]
             self._emit("destroy", container)
+
+    def _mount(self, container: Container) -> None:
+        for mount in container.mounts:
+            if mount.kind == "volume":
+                mounted = replace(mount, source="")
+                self._log.append(ContainerEvent("mount", container.id, "", mounted=mounted))
 
     def _emit(self, action: str, container: Container) -> None:
         self._log.append(ContainerEvent(action, container.id, container.name, container.role))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import pytest
 from sidecar.engine.evidence import disturbance
 from sidecar.engine.port import Engine
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, NotRunning
-from sidecar.model import ContainerState, Quiesce
+from sidecar.model import ContainerState, Mount, Quiesce
 from tests.contract.docker_user import DockerUser
 from tests.contract.fake_engine import FakeEngine
 
@@ -196,6 +197,15 @@ def test_a_watch_sees_what_happens_after_it_began_in_order_and_nothing_before(ri
         assert [action for action in actions if action != "kill"] == ["pause", "unpause", "die", "stop", "start"]
 
 
+def test_a_watch_knows_which_volumes_a_container_had_that_is_gone(rig: Rig) -> None:
+    rig.user.add_volume("logs")
+    with rig.engine.watch() as watch:
+        once = rig.user.run("once", volumes={"data": "/data"}, binds={"/srv": "/host"})
+        rig.user.remove("once")
+        mounted = [event.mounted for event in watch.events() if event.container == once.id and event.mounted]
+    assert mounted == [Mount("volume", "", "/data", writable=True, volume=rig.full("data"))]
+
+
 @pytest.mark.parametrize(
     ("act", "sign"),
     [("restart", "start"), ("kill", "die"), ("remove", "destroy"), ("copy_into", "extract-to-dir")],
@@ -253,3 +263,22 @@ def test_an_ordinary_container_does_not_carry_our_connection(rig: Rig) -> None:
 
 def test_outside_of_a_container_there_is_no_container_of_ours(rig: Rig) -> None:
     assert rig.engine.this_container() is None
+
+
+def test_a_container_launched_beside_another_speaks_and_can_be_removed(rig: Rig) -> None:
+    like = rig.user.run("like", volumes={"kept": "/kept", "other": "/other"})
+    command = ["sh", "-c", "echo standing by; touch /kept/x /x; ls -d /other; sleep 60"]
+    launched = rig.engine.launch(rig.engine.container(like.id), role="deadman", command=command, keep=("/kept",))
+    try:
+        for _ in range(500):
+            if "standing by" in (said := rig.engine.output(launched)):
+                break
+            time.sleep(0.02)
+        assert said.splitlines() == ["standing by"]
+        found = rig.engine.container(launched)
+        assert (found.role, found.auto_remove, found.running) == ("deadman", True, True)
+    finally:
+        rig.engine.remove(launched)
+    with pytest.raises(ContainerGone):
+        rig.engine.container(launched)
+    rig.engine.remove(launched)

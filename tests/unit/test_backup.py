@@ -8,24 +8,26 @@ import json
 import tarfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contract.fake_engine import FakeEngine
 
 from sidecar.archive.spool import SpoolSpace
+from sidecar.engine.deadman import DeadMan
 from sidecar.engine.journal import Journal
-from sidecar.errors import FreezeFailed, NotFound, StoreDenied, StoreUnreachable
+from sidecar.errors import EngineDenied, FreezeFailed, NotFound, StoreDenied, StoreUnreachable
 from sidecar.events import EVENTS, Progress
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
-from sidecar.model import ContainerState
+from sidecar.model import ContainerState, Mount
 from sidecar.plan import Selection, Surroundings, make_plan
 from sidecar.report import Outcome, RunReport
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Store
+from tests.contract.fake_engine import FakeEngine
 
 PROJECT = {"com.docker.compose.project": "shop"}
 
@@ -68,10 +70,6 @@ class Shop:
     def run(
         self, *named: str, selection: Selection | None = None, follow: Callable[[Progress], None] | None = None
     ) -> RunReport:
-        from dataclasses import replace
-
-        from sidecar.model import Mount
-
         def plan(named: tuple[str, ...]) -> Any:
             own = [Mount("volume", "", str(self.data(v.name)), False, v.name) for v in self.engine.volumes()]
             return make_plan(
@@ -88,6 +86,9 @@ class Shop:
             journal=Journal(state / "journal.json"),
             spool=lambda: SpoolSpace(state / "spool", self.spool_most),
             names=SetNames(self.tick, self.wait),
+            dead_man=lambda run, emit: DeadMan(
+                self.engine, self.engine.container("backup"), run=run, lease=30.0, state="/state", emit=emit
+            ),
             state=state,
             max_pause=30.0,
             level=1,
@@ -225,6 +226,24 @@ def test_a_new_writer_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> 
     report = shop.run(follow=follow)
     assert report.outcome is Outcome.FAILED
     assert "intruder" in report.reasons[0].message
+
+
+def test_a_dead_man_stands_by_before_anything_is_frozen_and_is_gone_after_the_run(shop: Shop) -> None:
+    seen: list[list[str]] = []
+    shop.run(follow=lambda progress: seen.append([c.role for c in shop.engine.containers()]))
+    assert "deadman" in seen[-1]
+    assert [c.role for c in shop.engine.containers() if c.role] == ["sidecar"]
+    calls = shop.engine.calls
+    assert calls.index(("output", "deadman-0")) < next(n for n, call in enumerate(calls) if call[0] == "pause")
+    assert shop.engine.launched[0][0] == "deadman"
+
+
+def test_an_engine_that_lets_no_container_start_is_said_and_the_run_goes_on(shop: Shop) -> None:
+    shop.engine.fail("launch", "backup", EngineDenied("POST /containers/create is not permitted", hint="permit it"))
+    report = shop.run()
+    assert report.outcome is Outcome.GOOD
+    assert [fields["error"] for fields in shop.of("deadman_missing")] == ["POST /containers/create is not permitted"]
+    assert shop.engine.unfired == []
 
 
 def test_a_group_that_fails_leaves_the_others_in_the_set(shop: Shop) -> None:

@@ -1,0 +1,162 @@
+"""The dead man: a short-lived container of our own image that thaws when we cannot.
+
+No policy restarts a container after `docker kill backup` or `docker rm -f backup`, and a process that is itself
+suspended runs no guard. So before a run freezes anything, a second container with nothing but the engine's socket and
+the journal (read only) stands by. It thaws what the journal names as this run's when the sidecar's container is gone,
+is not running, or was started anew, or when the journal stays for longer than the lease. It ends when told to, or when
+its work is done.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from sidecar.engine.journal import Journal
+from sidecar.engine.port import Engine
+from sidecar.engine.recovery import thaw_owed
+from sidecar.errors import ContainerGone, EngineError, JournalUnreadable
+from sidecar.events import Emit
+from sidecar.model import Container
+
+ROLE = "deadman"
+READY = "standing by"
+
+# Seconds. The start of a container takes about one on two busy cores; LOOK_EVERY bounds how long the application stands
+# still after our death; GRACE is what a thaw may take beyond the budget before it counts as hung.
+START = 20.0
+LOOK_EVERY = 0.25
+GRACE = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Whom the dead man watches: a start of the sidecar's container, and the run that may owe a thaw."""
+
+    container: str
+    started_at: str
+    run: str
+
+
+class DeadMan:
+    """The sidecar's hold on its dead man, for one run.
+
+    It is launched in the background when the block is entered, because a container takes a second to start; `ready` is
+    waited for before anything is frozen; it is removed when the block is left. lease: seconds that one freeze may last.
+    state: where the journal lies. Where the engine refuses (a socket proxy that lets no container start) the run goes
+    on without one, and says so: emits `deadman_missing`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        own: Container,
+        *,
+        run: str,
+        lease: float,
+        state: str,
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._engine = engine
+        self._own = own
+        self._command = [
+            "deadman",
+            f"--container={own.id}",
+            f"--started-at={own.started_at}",
+            f"--run={run}",
+            f"--lease={lease:g}",
+        ]
+        self._state = state
+        self._emit = emit
+        self._clock = clock
+        self._sleep = sleep
+        self._launched = ""
+        self._missing: EngineError | None = None
+        self._thread = threading.Thread(target=self._launch, name="dead-man", daemon=True)
+
+    def ready(self) -> bool:
+        """Wait until it stands by; False where there is none."""
+        self._thread.join()
+        return self._missing is None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.join()
+        if self._launched:
+            with suppress(EngineError):  # it sees for itself that there is nothing left to do
+                self._engine.remove(self._launched)
+
+    def _launch(self) -> None:
+        try:
+            self._launched = self._engine.launch(self._own, role=ROLE, command=self._command, keep=(self._state,))
+            until = self._clock() + START
+            while READY not in self._engine.output(self._launched):
+                if self._clock() >= until:
+                    raise EngineError(
+                        f"the dead man was not ready within {START:g} s", hint="is this machine overloaded?"
+                    )
+                self._sleep(0.02)
+        except EngineError as error:
+            self._missing = error
+            self._emit("deadman_missing", error=error.message, hint=error.hint)
+
+
+def stand_by(
+    engine: Engine,
+    journal: Journal,
+    watched: Watched,
+    *,
+    lease: float,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Sequence[str]:
+    """The dead man's whole life: watch, thaw if need be, end. The names of the containers it thawed.
+
+    Raises ThawFailed when one could not be thawed.
+    """
+    say(READY)
+    since: float | None = None
+    while True:
+        alive = _alive(engine, watched)
+        owed = _owed(journal, watched.run)
+        since = (since if since is not None else clock()) if owed else None
+        if not alive or (since is not None and clock() - since > lease + GRACE):
+            if not owed:
+                return ()
+            thawed = thaw_owed(engine, journal, clock=clock, sleep=sleep)
+            say(f"thawed {', '.join(thawed) or 'nothing'}: the sidecar is {'too late' if alive else 'gone'}")
+            return thawed
+        sleep(LOOK_EVERY)
+
+
+def _alive(engine: Engine, watched: Watched) -> bool:
+    """Whether the sidecar still runs. An engine that does not answer cannot thaw either: wait for it."""
+    try:
+        found = engine.container(watched.container)
+    except ContainerGone:
+        return False
+    except EngineError:
+        return True
+    return found.running and found.started_at == watched.started_at
+
+
+def _owed(journal: Journal, run: str) -> bool:
+    """Whether the journal names something that this run froze. A damaged one may: then thaw what it names."""
+    try:
+        entry = journal.read()
+    except JournalUnreadable:
+        return True
+    return entry is not None and entry.run == run

@@ -1,0 +1,153 @@
+"""The dead man thaws when the sidecar cannot, and only then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sidecar.engine.deadman import GRACE, READY, Watched, stand_by
+from sidecar.engine.journal import Intent, Journal
+from sidecar.errors import EngineUnreachable
+from sidecar.model import ContainerState, Quiesce
+from tests.contract.fake_engine import FakeEngine
+
+RUN = "run-1"
+LEASE = 30.0
+
+
+class Scene:
+    """A sidecar that has frozen `db`, and a clock that moves only when somebody sleeps."""
+
+    def __init__(self, directory: Path) -> None:
+        self.engine = FakeEngine()
+        self.journal = Journal(directory / "journal.json")
+        self.sidecar = self.engine.run("backup", labels={"backup.role": "sidecar"})
+        self.db = self.engine.run("db")
+        self.time = 0.0
+        self.said: list[str] = []
+        self.then: dict[float, Callable[[], object]] = {}
+
+    def freeze(self, run: str = RUN) -> None:
+        intent = Intent(self.db.id, "db", Quiesce.PAUSE, self.db.started_at, self.db.pid)
+        self.journal.begin(run=run, group="shop", frozen=[intent])
+        self.engine.pause("db")
+
+    def sleep(self, seconds: float) -> None:
+        assert self.time < 1000, "the dead man never ends"
+        self.time += seconds
+        for moment in sorted(self.then):
+            if moment <= self.time:
+                self.then.pop(moment)()
+
+    def stand_by(self) -> list[str]:
+        watched = Watched(self.sidecar.id, self.sidecar.started_at, RUN)
+        return list(
+            stand_by(
+                self.engine,
+                self.journal,
+                watched,
+                lease=LEASE,
+                say=self.said.append,
+                clock=lambda: self.time,
+                sleep=self.sleep,
+            )
+        )
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_it_says_that_it_is_ready_before_it_looks(scene: Scene) -> None:
+    scene.engine.remove("backup")
+    scene.stand_by()
+    assert scene.said[0] == READY
+
+
+@pytest.mark.parametrize("death", ["kill", "remove", "restart"])
+def test_it_thaws_within_a_second_when_the_sidecar_is_gone(scene: Scene, death: str) -> None:
+    scene.freeze()
+    thawed_at: list[float] = []
+    scene.then = {5.0: lambda: getattr(scene.engine, death)("backup")}
+    unpause = scene.engine.unpause
+
+    def noting(identifier: str) -> bool:
+        thawed_at.append(scene.time)
+        return unpause(identifier)
+
+    scene.engine.unpause = noting  # type: ignore[method-assign]
+    assert scene.stand_by() == ["db"]
+    assert scene.engine.state("db") is ContainerState.RUNNING
+    assert 5.0 <= thawed_at[0] < 6.0
+
+
+def test_a_freeze_that_outlives_its_lease_is_thawed_though_the_sidecar_seems_to_live(scene: Scene) -> None:
+    scene.freeze()
+    assert scene.stand_by() == ["db"]
+    assert LEASE + GRACE <= scene.time < LEASE + GRACE + 10
+
+
+def test_freezes_shorter_than_the_lease_are_left_alone_however_many(scene: Scene) -> None:
+    def freeze() -> None:
+        scene.freeze()
+
+    def thaw() -> None:
+        scene.engine.unpause("db")
+        scene.journal.clear()
+
+    for number in range(5):
+        scene.then[20.0 * number + 1] = freeze
+        scene.then[20.0 * number + 15] = thaw
+    scene.then[110.0] = lambda: scene.engine.remove("backup")
+    assert scene.stand_by() == []
+    assert scene.engine.names("unpause") == ["db"] * 5  # the sidecar's own
+
+
+def test_what_another_run_froze_is_not_its_to_thaw(scene: Scene) -> None:
+    scene.freeze(run="run-2")
+    scene.engine.restart("backup")
+    assert scene.stand_by() == []
+    assert scene.engine.state("db") is ContainerState.PAUSED
+
+
+def test_a_container_that_the_user_paused_stays_paused(scene: Scene) -> None:
+    scene.engine.run("other")
+    scene.engine.pause("other")
+    scene.freeze()
+    scene.engine.kill("backup")
+    assert scene.stand_by() == ["db"]
+    assert scene.engine.state("other") is ContainerState.PAUSED
+
+
+def test_a_damaged_journal_still_names_whom_to_thaw(scene: Scene) -> None:
+    scene.freeze()
+    scene.journal.path.write_bytes(scene.journal.path.read_bytes()[:-20])
+    scene.engine.kill("backup")
+    assert scene.stand_by() == ["db"]
+
+
+def test_a_pause_that_lands_after_the_death_is_thawed_too(scene: Scene) -> None:
+    intent = Intent(scene.db.id, "db", Quiesce.PAUSE, scene.db.started_at, scene.db.pid)
+    scene.journal.begin(run=RUN, group="shop", frozen=[intent])
+    scene.engine.kill("backup")
+    scene.then = {1.0: lambda: scene.engine.pause("db")}
+    assert scene.stand_by() == ["db"]
+    assert scene.engine.state("db") is ContainerState.RUNNING
+
+
+def test_an_engine_that_is_away_for_a_while_is_waited_for(scene: Scene) -> None:
+    scene.freeze()
+    scene.engine.fail("container", "backup", EngineUnreachable("nothing answers"), times=8)
+    scene.then = {1.0: lambda: scene.engine.kill("backup")}
+    assert scene.stand_by() == ["db"]
+    assert scene.engine.unfired == []
+
+
+def test_the_journal_stays_for_the_sidecar_that_comes_back(scene: Scene) -> None:
+    scene.freeze()
+    scene.engine.kill("backup")
+    scene.stand_by()
+    assert scene.journal.read() is not None
