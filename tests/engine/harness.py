@@ -392,6 +392,28 @@ class Sidecar:
         report: dict[str, Any] = done.json()
         return report
 
+    def good_run(self, *arguments: str, stage: str = "", held: Callable[[], Any] = lambda: None) -> tuple[Any, Any]:
+        """The report of a run that must be good, and what `held` gave, called while the run is held at `stage`.
+
+        A container of someone else that comes and goes while we are frozen ends the run, rightly; it is repeated then.
+        """
+        for _ in range(5):
+            run = self.begin("--json", *arguments)
+            given = None
+            if stage:
+                with self.held(stage, run):
+                    given = held()
+            done = run.end()
+            if done.code == 0:
+                assert done.json()["outcome"] == "good"
+                return done.json(), given
+            assert done.code == 1, (done, self.events()[-5:])
+            assert all(
+                each["code"] == "freeze_broken" and self._machine.mark not in each["message"]
+                for each in done.json()["reasons"]
+            ), done.out
+        raise AssertionError("other containers on this machine come and go all the time")
+
     def sets(self) -> list[str]:
         """The names of the sets that `list` shows."""
         return [each["set"] for each in self.verb("list", "--json", check=True).json()["sets"]]
