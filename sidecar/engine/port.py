@@ -19,8 +19,8 @@ class ContainerEvent:
     """One event of type `container`, or a volume's `mount` into one.
 
     action: its first word (`start`, `die`, `pause`, `unpause`, `exec_create`, `health_status`, ...); container: the ID;
-    role: the container's `backup.role`, empty where it is not ours; mounted: what it got, with `mount` alone (which tells
-    neither name nor role, and the mount's source neither).
+    role: the container's `backup.role`, empty where it is not ours; mounted: what it got, with `mount` alone (which
+    tells neither name nor role, and the mount's source neither).
     """
 
     action: str

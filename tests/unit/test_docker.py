@@ -1,4 +1,4 @@
-"""What Docker's answers, and its silence, become in our words; which container is ours, which carries our connection."""
+"""What Docker's answers and its silence become in our words; which container is ours, which carries our connection."""
 
 from __future__ import annotations
 
