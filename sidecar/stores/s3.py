@@ -108,8 +108,9 @@ def connect(settings: S3Settings) -> Any:
             )
 
         # TLS proves the body already, and SHA-256 of it costs 0.9 s of CPU a GiB; without TLS, only that proves it.
-        made = client(sign_payload=False)
-        if not str(made.meta.endpoint_url).startswith("https:"):
+        plain = (settings.endpoint or "").startswith("http:")
+        made = client(sign_payload=plain)
+        if not plain and not str(made.meta.endpoint_url).startswith("https:"):  # the endpoint is from boto3's chain
             made = client(sign_payload=True)
     except SDK_ERRORS as error:
         raise translate(error, "set-up", "", _place(settings)) from error
