@@ -530,7 +530,7 @@ def test_the_arrows_in_the_architecture_are_those_of_the_code(house: dict[str, M
     ]
 
     written = [f"| {room} | {targets} |" for room, targets in rows(section("ARCHITECTURE.md", "The arrows"))]
-    assert written == expected
+    assert written == expected, "docs/ARCHITECTURE.md should have these rows:\n" + "\n".join(expected)
 
 
 def test_the_doors_between_rooms_are_named_in_the_architecture() -> None:

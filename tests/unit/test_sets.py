@@ -231,7 +231,9 @@ def test_a_value_of_the_wrong_kind_anywhere_in_a_manifest_is_refused(place: tupl
     right = parent_of(DOCUMENT, place)[place[-1]]
     may_be_null = place[:1] == ("reasons",) and place[-1] in ("volume", "store")
     kind = (int, float) if isinstance(right, int | float) else (type(right),)
-    wrong = [w for w in (7, "seven", [7], {"seven": 7}, True, None) if not isinstance(w, kind) or w is True]
+    wrong = [w for w in (7, "7", "seven", [7], {"seven": 7}, True, None) if not isinstance(w, kind) or w is True]
+    if place[-1] in ("size", "raw_bytes", "files"):
+        wrong.append(-7)
     for value in wrong:
         if may_be_null and (value is None or isinstance(value, str)):
             continue
