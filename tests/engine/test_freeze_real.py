@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import NotFound
 
 from sidecar.engine.docker import DockerEngine, own_identifiers
 from sidecar.engine.freeze import Frozen, freeze
@@ -69,7 +70,10 @@ class Stack:
 
     def written(self, name: str) -> int:
         """How much it has written: the size of its file, by `docker cp`, which reads from a frozen container too."""
-        chunks, _ = self.user.client.get_archive(self.user.full(name), f"/data/{name}")
+        try:
+            chunks, _ = self.user.client.get_archive(self.user.full(name), f"/data/{name}")
+        except NotFound:  # not yet
+            return 0
         with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
             return archive.getmember(name).size
 
