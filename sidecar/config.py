@@ -593,7 +593,6 @@ PLANNED: Mapping[str, str] = {
     "BACKUP_FULL_EVERY": "reads every file in every run",
     "BACKUP_KEEP_LOCAL": "never deletes a set",
     "BACKUP_KEEP_S3": "never deletes a set",
-    "BACKUP_AGE_RECIPIENTS": "does not encrypt: everyone who may read the store can read the archives",
     "BACKUP_OBJECT_LOCK": "does not lock objects: whoever may delete in the bucket can delete the sets",
     "BACKUP_VERIFY_SCHEDULE": "does not verify sets by itself",
     "BACKUP_DRILL_SCHEDULE": "does not try restores by itself",
@@ -796,6 +795,9 @@ def _contradictions(given: Mapping[str, _Given], values: Mapping[str, Any]) -> I
         yield f"{present} is set, but {missing} is not"
     elif "AWS_SESSION_TOKEN" in given and key not in given:
         yield f"AWS_SESSION_TOKEN is set, but {key} and {secret} are not"
+    if values.get("age_recipients"):
+        # A warning would not do: whoever asks for encryption must never get archives that anyone can read.
+        yield "BACKUP_AGE_RECIPIENTS is set, but this version does not encrypt; leave it out to store plain archives"
 
 
 def _shown(setting: Setting, text: str) -> str:

@@ -62,13 +62,14 @@ class Unprotected:
 
 @dataclass(frozen=True, slots=True)
 class StoreReport:
-    """What one store got. pending: a set lies elsewhere and is to be shipped here later."""
+    """What one store got. location: for people. pending: a set lies elsewhere and is to be shipped here later."""
 
     outcome: Outcome
     bytes_uploaded: int = 0
     pending: bool = False
     error: str | None = None
     hint: str | None = None
+    location: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class GroupReport:
 
 @dataclass(frozen=True, slots=True)
 class VolumeReport:
-    """One volume; sizes in bytes. changed_files: paths that changed while the group was frozen."""
+    """One volume; sizes in bytes. group: empty where it is in none. changed_files: paths that changed while frozen."""
 
     volume: str
     outcome: Outcome
@@ -95,6 +96,7 @@ class VolumeReport:
     changed_files: tuple[str, ...] = ()
     error: str | None = None
     hint: str | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,12 @@ def build_jobs(settings: Settings, emit: Emit) -> Jobs:
     return _Jobs(settings, emit, engine, discovery)
 
 
-def stand_by(environ: Mapping[str, str], watched: Watched, lease: float, say: Callable[[str], None]) -> Sequence[str]:
-    """Be the dead man of this process; see `sidecar.engine.deadman`. Raises EngineError."""
-    return deadman.stand_by(connect(environ), Journal(STATE / _JOURNAL), watched, lease=lease, say=say)
+def stand_by(
+    environ: Mapping[str, str], *, container: str, started_at: str, run: str, lease: float, say: Callable[[str], None]
+) -> None:
+    """Be the dead man of a run. container, started_at: the sidecar's; lease in seconds. Raises EngineError."""
+    watched = Watched(container, started_at, run)
+    deadman.stand_by(connect(environ), Journal(STATE / _JOURNAL), watched, lease=lease, say=say)
 
 
 class _Jobs:
@@ -130,7 +133,7 @@ class _Jobs:
             operation=retry.operation,
             key=retry.key,
             attempt=retry.attempt,
-            wait_s=round(retry.wait, 1),
+            wait_ms=round(retry.wait * 1000),
             error=retry.error.message,
             hint=retry.error.hint,
         )

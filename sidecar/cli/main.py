@@ -259,10 +259,9 @@ def run_daemon(socket: str) -> None:
 def run_dead_man(*, container: str, started_at: str, run: str, lease: float, debug: bool) -> None:
     """Thaw what a run froze if the sidecar's container is no more. The sidecar starts it for each run."""
     from sidecar import wiring  # noqa: PLC0415 - as above
-    from sidecar.engine.deadman import Watched  # noqa: PLC0415
 
     try:
-        wiring.stand_by(os.environ, Watched(container, started_at, run), lease, click.echo)
+        wiring.stand_by(os.environ, container=container, started_at=started_at, run=run, lease=lease, say=click.echo)
     except SidecarError as exc:
         if debug:
             traceback.print_exc()

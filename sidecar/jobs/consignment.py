@@ -55,9 +55,13 @@ class Consignment:
 
     def report(self) -> StoreReport:
         """What the store got."""
-        if self.error is None:
-            return StoreReport(Outcome.GOOD if self.committed else Outcome.FAILED, self.bytes_uploaded)
-        return StoreReport(Outcome.FAILED, self.bytes_uploaded, error=self.error.message, hint=self.error.hint)
+        return StoreReport(
+            Outcome.GOOD if self.committed else Outcome.FAILED,
+            self.bytes_uploaded,
+            error=self.error.message if self.error else None,
+            hint=self.error.hint if self.error else None,
+            location=self.store.location,
+        )
 
     def claim(self, engine: str, host: str, since: datetime) -> None:
         """Make the prefix ours, or fail when it is another engine's: two hosts would overwrite and prune each other."""

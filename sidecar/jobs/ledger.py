@@ -118,6 +118,7 @@ class Ledger:
                 archive_bytes=summary.size,
                 bytes_uploaded=summary.size,
                 changed_files=changed,
+                group=group,
             )
         )
         self.set_volumes.append(
@@ -203,7 +204,7 @@ class Ledger:
         return report
 
     def _volume_failed(self, volume: str, group: str, error: SidecarError) -> None:
-        self.volumes.append(VolumeReport(volume, Outcome.FAILED, error=error.message, hint=error.hint))
+        self.volumes.append(VolumeReport(volume, Outcome.FAILED, error=error.message, hint=error.hint, group=group))
         self.event(
             "volume_finished",
             level=logging.ERROR,

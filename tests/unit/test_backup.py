@@ -414,7 +414,7 @@ def test_the_report_is_what_json_promises(shop: Shop) -> None:
     assert json.loads(json.dumps(report))["started"] == "2026-01-02T03:04:00Z"
     assert {key for volume in report["volumes"] for key in volume} == {
         "volume", "outcome", "files", "bytes_read", "archive_bytes", "bytes_uploaded", "bytes_reused", "changed_files",
-        "error", "hint",
+        "error", "hint", "group",
     }  # fmt: skip
 
 
