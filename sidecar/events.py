@@ -48,7 +48,7 @@ class Emit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is. phase: `planning`, `freezing`, `copying`, `thawing`, `packing`, `committing`; sizes in bytes.
+    """Where a run is. phase: `planning`, `freezing`, `copying`, `packing`, `committing`; sizes in bytes.
 
     total_bytes is 0 while it is not known.
     """

@@ -187,6 +187,8 @@ class _Run:
 
         Raises EngineError when they did not, SpoolFull, Interrupted.
         """
+        if not spooled:
+            return []  # nobody is frozen for volumes that cannot be read
         self._follow(Progress("freezing"))
         self._dead_man.ready()
         captures = []
@@ -263,7 +265,7 @@ class _Run:
             recover = sets.recover_text(manifest, base=consignment.store.location, endpoint=endpoint)
             consignment.put(sets.recover_key(ledger.set), recover.encode(), content_type="text/plain; charset=utf-8")
             consignment.commit(sets.manifest_key(ledger.set), manifest.to_json())
-        self._check()
+        self._require_store()
 
     def report(self) -> RunReport:
         """What the run says about itself."""
@@ -284,6 +286,9 @@ class _Run:
         """Raises Interrupted when told to stop, and a StoreError when no store is left to write to."""
         if self._cancelled.is_set():
             raise Interrupted("the run was told to stop", hint="run-now starts another")
+        self._require_store()
+
+    def _require_store(self) -> None:
         if not self._alive():
             raise next(c.error for c in self._consignments if c.error is not None)
 

@@ -75,7 +75,9 @@ class Ledger:
     def group_captured(self, group: Group, frozen_at: datetime, paused_ms: float) -> None:
         """Note a frozen instant that may be committed."""
         names = tuple(c.container.name for c in group.containers)
-        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD))
+        failed = {volume.volume for volume in self.volumes if volume.outcome is Outcome.FAILED}
+        whole = not any(planned.volume.name in failed for planned in group.volumes)
+        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD if whole else Outcome.PARTIAL))
         self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
 
     def group_failed(self, group: Group, error: SidecarError, paused_ms: float) -> None:

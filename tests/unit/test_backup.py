@@ -362,6 +362,30 @@ def test_a_volume_that_cannot_be_read_fails_alone_and_by_name(shop: Shop) -> Non
     assert shop.archive(report, "db") == {"./one/file": b"db" * 1000}
 
 
+def test_nobody_is_frozen_for_volumes_that_cannot_be_read(shop: Shop) -> None:
+    for volume in ("db", "files"):
+        shop.data(volume).rename(shop.directory / f"gone-{volume}")
+    report = shop.run()
+    assert report.outcome is Outcome.FAILED
+    assert [reason.volume for reason in report.reasons] == ["db", "files"]
+    assert shop.engine.names("pause") == []
+
+
+def test_a_run_told_to_stop_once_its_manifest_is_written_is_good(shop: Shop) -> None:
+    cancelled = shop.cancelled
+
+    class Late(MemoryStore):
+        def put(self, key: str, data: bytes, **options: Any) -> Any:
+            if key.endswith("manifest.json"):
+                cancelled.set()
+            return super().put(key, data, **options)
+
+    shop.stores = {"memory": Late(off_host=True)}
+    report = shop.run()
+    assert report.outcome is Outcome.GOOD
+    assert f"{report.set}/manifest.json" in shop.objects()
+
+
 def test_an_unprotected_mount_has_a_reason_and_an_event(shop: Shop) -> None:
     shop.engine.run("web", binds={"/srv/www": "/www"})
     report = shop.run()
