@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -47,6 +48,7 @@ exact_store = pytest.mark.parametrize("store", EXACT, indirect=True)
 leaving_store = pytest.mark.parametrize("store", LEAVE_OUT, indirect=True)
 
 
+@cache
 def bytes_of(seed: int, length: int) -> bytes:
     return random.Random(seed).randbytes(length)
 
@@ -773,7 +775,7 @@ def histories(draw: st.DrawFn) -> tuple[list[tuple[int, bytes]], list[int]]:
 
 
 @pytest.mark.parametrize("kind", ["memory", "local", "local+retrying"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories(), offset=st.integers(0, 400), length=st.integers(0, 400))
 def test_an_object_is_the_last_of_each_part_completed_in_order_and_ranges_are_its_slices(
     tmp_path_factory: pytest.TempPathFactory,
