@@ -32,9 +32,10 @@ _TELL_EVERY_ENTRIES = 128
 class Capture:
     """What one walk found.
 
-    files: regular files in the order of the spool; others: hard links and special files, then directories, children
-    before parents, the root last, each followed by its symlinks; sockets: paths that no archive can hold; changed:
-    paths that were not the same before and after they were read; bytes_read: data bytes copied.
+    files: regular files in the order of the spool; others: hard links, symlinks, special files, then directories,
+    children before parents, the root last; a directory with symlinks that lead out of it stands both before and after
+    those. sockets: paths that no archive can hold; changed: paths that were not the same before and after they were
+    read; bytes_read: data bytes copied.
     """
 
     spool: Spool
@@ -127,7 +128,7 @@ class _Level:
     prefix: bytes  # of its entries' paths
     before: os.stat_result
     names: Iterator[tuple[str, Kind | None]]
-    symlinks: list[Entry] = field(default_factory=list)
+    outward: list[Entry] = field(default_factory=list)
 
 
 class _Descent:
@@ -236,10 +237,12 @@ class _Walk:
         if _signature(os.fstat(level.descriptor)) != _signature(level.before):
             self.capture.changed.append(level.path)
         attributes = _attributes(level.descriptor)
-        self._directories.append(Entry(level.path, Kind.DIRECTORY, _signature(level.before), attributes=attributes))
-        # GNU tar first makes a placeholder of a symlink that leads out of the tree (absolute, `..`), and the symlink
-        # itself at the very end. It sets the directory's times after that only if it has met the directory before.
-        self._directories += level.symlinks
+        directory = Entry(level.path, Kind.DIRECTORY, _signature(level.before), attributes=attributes)
+        if level.outward:
+            # GNU tar makes these symlinks at the very end, and sets their directory's times after that only if it met
+            # the directory just before them; bsdtar sets them as it meets it, and so wants it after them (both tried).
+            self._directories += [directory, *level.outward]
+        self._directories.append(directory)
 
     def _regular(self, directory: int, name: str) -> None:
         path = self.path
@@ -315,11 +318,12 @@ class _Walk:
             if kind in (Kind.FILE, Kind.DIRECTORY):  # it was something else when the directory was listed
                 self.capture.changed.append(path)
                 return
-            # A symlink with two names becomes two symlinks: nobody can tell but by the count of links.
-            if kind is not Kind.SYMLINK and status.st_nlink > 1 and (first := self._first_name(status)):
+            link = os.fsencode(os.readlink(name, dir_fd=directory)) if kind is Kind.SYMLINK else b""
+            outward = _leads_out(link)
+            # A symlink that leads out and has two names becomes two: the archive may hold the first one too late.
+            if status.st_nlink > 1 and not outward and (first := self._first_name(status)):
                 self.capture.others.append(Entry(path, Kind.HARD_LINK, _signature(status), first))
                 return
-            link = os.fsencode(os.readlink(name, dir_fd=directory)) if kind is Kind.SYMLINK else b""
             attributes = _attributes(f"/proc/self/fd/{directory}/{name}")
             if not _same(os.stat(name, dir_fd=directory, follow_symlinks=False), status):
                 self.capture.changed.append(path)
@@ -332,7 +336,7 @@ class _Walk:
         if kind in (Kind.CHARACTER_DEVICE, Kind.BLOCK_DEVICE):
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
         entry = Entry(path, kind, _signature(status), link, attributes, device)
-        (level.symlinks if kind is Kind.SYMLINK else self.capture.others).append(entry)
+        (level.outward if outward else self.capture.others).append(entry)
 
 
 def _listed_kind(entry: os.DirEntry[str]) -> Kind | None:
@@ -340,6 +344,11 @@ def _listed_kind(entry: os.DirEntry[str]) -> Kind | None:
     if entry.is_file(follow_symlinks=False):
         return Kind.FILE
     return Kind.DIRECTORY if entry.is_dir(follow_symlinks=False) else None
+
+
+def _leads_out(link: bytes) -> bool:
+    """Whether a symlink's target is one that GNU tar distrusts: absolute, or with `..`."""
+    return link.startswith(b"/") or b".." in link.split(b"/")
 
 
 def _signature(status: os.stat_result) -> Signature:

@@ -59,10 +59,11 @@ def head(entry: Entry) -> bytes:
     long = b""
 
     sparse_map = b""
+    sparse_keywords: list[tuple[bytes, bytes]] = []
     if entry.extents is not None:
         sparse_map = _sparse_map(entry.extents, signature.size)
         size += len(sparse_map)
-        extended += _sparse_keywords(name, signature.size)
+        sparse_keywords = _sparse_keywords(name, signature.size)
         directory, _, base = name.rpartition(b"/")
         name = directory + b"/GNUSparseFile.0/" + base
     prefix, short_name = _split(name)
@@ -76,6 +77,7 @@ def head(entry: Entry) -> bytes:
             extended.append((b"path", name))
         else:
             long += _long_record(_LONG_NAME_TYPE, name)
+    extended += sparse_keywords  # after `path`, because the last of both names is the one that Python's tarfile takes
     seconds, nanoseconds = divmod(signature.mtime_ns, 1_000_000_000)
     if nanoseconds or not 0 <= seconds <= _LARGEST_SIZE:
         extended.append((b"mtime", _decimal_time(signature.mtime_ns)))
