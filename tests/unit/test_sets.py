@@ -661,6 +661,8 @@ def test_the_documented_index_is_byte_for_byte_what_the_code_writes_and_is_of_th
     )
     assert again == lines
     assert sum(each.block.raw_length for each in blocks) == volume.raw_bytes
+    last = blocks[-1].block
+    assert f"--range bytes={last.offset}-{last.offset + last.length - 1} " in FORMAT_PAGE
 
 
 def test_every_column_of_the_index_is_documented_in_its_order() -> None:
