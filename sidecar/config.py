@@ -399,7 +399,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "BACKUP_EXCLUDE",
         "exclude",
-        "Patterns of volumes to leave out.",
+        "Patterns of volumes to leave out; one that begins with / accepts that a bind mount is not backed up.",
         "patterns by comma",
         _list,
         absent=(),

@@ -11,6 +11,7 @@ files in the GNU tar manual; acl(5) and <linux/posix_acl_xattr.h> for ACLs.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from functools import lru_cache
 
 from sidecar.archive.entry import Entry, Extent, Kind
@@ -37,7 +38,7 @@ _LARGEST_SIZE = 0o77777777777  # 8 GiB - 1; also the latest mtime (2242)
 _CHECKSUM_OF_BLANKS = 8 * 0x20
 
 _ACL_ATTRIBUTES = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
-_ACL_VERSION = 2
+_ACL_VERSION = b"\2\0\0\0"
 _ACL_TAGS = {0x01: "user:", 0x02: "user:", 0x04: "group:", 0x08: "group:", 0x10: "mask:", 0x20: "other:"}
 _ACL_NAMED = (0x02, 0x08)
 
@@ -113,13 +114,15 @@ def head(entry: Entry) -> bytes:
 def acl_text(value: bytes) -> bytes:
     """The short text form of acl(5), ids in numbers, of a POSIX ACL as its extended attribute holds it.
 
-    Raises ValueError for another version than 2.
+    Raises ValueError for what is none (a FUSE file system hands on whatever it likes).
     """
-    (version,) = struct.unpack_from("<I", value)
-    if version != _ACL_VERSION:
-        raise ValueError(f"POSIX ACL of version {version}")
+    version, entries = value[:4], value[4:]
+    if version != _ACL_VERSION or not entries or len(entries) % 8:
+        raise ValueError(f"{value!r} is no POSIX ACL")
     words = []
-    for tag, permissions, identifier in struct.iter_unpack("<HHI", value[4:]):
+    for tag, permissions, identifier in struct.iter_unpack("<HHI", entries):
+        if tag not in _ACL_TAGS:
+            raise ValueError(f"{value!r} is no POSIX ACL")
         who = str(identifier) if tag in _ACL_NAMED else ""
         bits = "".join(letter if permissions & bit else "-" for letter, bit in (("r", 4), ("w", 2), ("x", 1)))
         words.append(f"{_ACL_TAGS[tag]}{who}:{bits}")
@@ -173,11 +176,12 @@ def _attribute_keywords(attributes: tuple[tuple[bytes, bytes], ...]) -> list[tup
     keywords = []
     for attribute, value in attributes:
         if attribute in _ACL_ATTRIBUTES:
-            keywords.append((_ACL_ATTRIBUTES[attribute], acl_text(value)))
-        else:
-            # GNU tar decodes %3D and %25 in attribute names, because "=" ends a keyword.
-            escaped = attribute.replace(b"%", b"%25").replace(b"=", b"%3D")
-            keywords.append((b"SCHILY.xattr." + escaped, value))
+            with suppress(ValueError):
+                keywords.append((_ACL_ATTRIBUTES[attribute], acl_text(value)))
+                continue
+        # GNU tar decodes %3D and %25 in attribute names, because "=" ends a keyword.
+        escaped = attribute.replace(b"%", b"%25").replace(b"=", b"%3D")
+        keywords.append((b"SCHILY.xattr." + escaped, value))
     return keywords
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from sidecar.errors import SidecarError, SpoolFull
 
@@ -68,7 +69,11 @@ class SpoolSpace:
 
     def new(self, name: str) -> Spool:
         """An empty spool file for one volume."""
-        return Spool(self, self._directory / f"{name}.raw")
+        return Spool(self, self.path(name, ".raw"))
+
+    def path(self, name: str, suffix: str) -> Path:
+        """Where a file for a volume lies; names of volume plug-ins may hold slashes."""
+        return self._directory / f"{quote(name, safe='')}{suffix}"
 
 
 class Spool:

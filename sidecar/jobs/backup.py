@@ -218,7 +218,7 @@ class _Run:
         """Pack, compress and upload one captured volume, then its index. Raises StoreError when no store is left."""
         volume = planned.volume.name
         key = sets.archive_key(self.ledger.set, volume)
-        index_path = self._space.directory / f"{volume}.index"
+        index_path = self._space.path(volume, ".index")
         for consignment in self._alive():
             consignment.begin(key, expected=captured.bytes_read)
         summary = write_archive(

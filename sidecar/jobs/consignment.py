@@ -11,7 +11,6 @@ from typing import Self
 from isal import isal_zlib
 
 from sidecar import sets
-from sidecar.archive.parts import PartAssembler
 from sidecar.errors import (
     ChecksumMismatch,
     ObjectExists,
@@ -24,6 +23,7 @@ from sidecar.errors import (
 from sidecar.events import Emit
 from sidecar.jobs.catalogue import read_document
 from sidecar.report import Outcome, StoreReport
+from sidecar.stores.parts import PartAssembler
 from sidecar.stores.pool import PooledUpload
 from sidecar.stores.port import MEBIBYTE, Store
 

@@ -37,8 +37,8 @@ PURE = frozenset(
         "archive.records",
         "archive.blocks",
         "archive.index",
-        "archive.parts",
         "stores.port",
+        "stores.parts",
         "stores.rules",
         "engine.port",
         "engine.evidence",
@@ -48,10 +48,6 @@ PURE = frozenset(
 LAYERS = {"archive": 1, "stores": 1, "engine": 1, "jobs": 2, "service": 3, "cli": 4, "wiring": 4}
 # Rooms of one layer that know nothing of each other; every arrow that crosses a wall all the same, with its reason.
 WALLS = ("archive", "stores", "engine")
-DOORS = {
-    # The sizes of parts follow from a store's limits, which its contract names.
-    ("archive.parts", "stores.port"),
-}
 # What speaks to the real engine and the real stores: built in one place, handed on as what the ports promise.
 ADAPTERS = {"engine.docker": ("wiring",), "stores.s3": ("wiring",), "stores.local": ("wiring",), "stores.memory": ()}
 
@@ -221,7 +217,7 @@ def broken_by_arrow(source: Module, target: Module) -> Iterator[str]:
     if target.room == "cli" and source.room != "cli":
         yield f"{arrow}: nothing imports the command line"
     walled = source.room in WALLS and target.room in WALLS and source.room != target.room
-    if walled and (source.name, target.name) not in DOORS:
+    if walled:
         yield f"{arrow}, which is another room of the same layer"
     if target.name in ADAPTERS and source.room != target.room and source.name not in ADAPTERS[target.name]:
         yield f"{arrow}: ask for what the port promises, wiring hands it in"
@@ -308,12 +304,6 @@ def test_no_rule_speaks_of_a_module_that_is_gone(house: dict[str, Module]) -> No
     assert used == {(package, place) for package, allowed in THIRD_PARTY.items() for place in allowed}
 
 
-def test_every_door_through_a_wall_is_in_use(house: dict[str, Module]) -> None:
-    drawn = arrows(house)
-
-    assert {(source, target) for source, target in DOORS if target in drawn[source]} == DOORS
-
-
 # --- that the judge sees ---------------------------------------------------------------------------------------------
 
 
@@ -367,7 +357,7 @@ def test_an_import_that_points_up_is_seen_wherever_it_stands(importer: str, impo
     [
         ("archive.writer", "stores.pool"),
         ("archive.capture", "stores.port"),
-        ("stores.pool", "archive.parts"),
+        ("stores.pool", "archive.blocks"),
         ("engine.freeze", "archive.spool"),
         ("stores.pool", "engine.port"),
     ],
@@ -376,10 +366,6 @@ def test_rooms_of_one_layer_know_nothing_of_each_other(importer: str, imported: 
     modules = {importer.replace(".", "__"): f"import sidecar.{imported}", imported.replace(".", "__"): ""}
 
     assert "another room of the same layer" in judged(**modules)
-
-
-def test_the_one_door_between_rooms_is_open() -> None:
-    assert violations(a_house(archive__parts="from sidecar.stores.port import Capabilities", stores__port="")) == []
 
 
 def test_nothing_imports_the_command_line_not_even_wiring() -> None:
@@ -531,14 +517,6 @@ def test_the_arrows_in_the_architecture_are_those_of_the_code(house: dict[str, M
 
     written = [f"| {room} | {targets} |" for room, targets in rows(section("ARCHITECTURE.md", "The arrows"))]
     assert written == expected, "docs/ARCHITECTURE.md should have these rows:\n" + "\n".join(expected)
-
-
-def test_the_doors_between_rooms_are_named_in_the_architecture() -> None:
-    text = section("ARCHITECTURE.md", "The arrows")
-
-    for source, target in DOORS:
-        assert f"`{source}`" in text
-        assert f"`{target}`" in text
 
 
 # --- docs/DEPENDENCIES.md --------------------------------------------------------------------------------------------
