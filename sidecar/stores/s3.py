@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3.session
@@ -34,6 +34,8 @@ from sidecar.stores.pool import combine
 from sidecar.stores.port import Capabilities, Pending, Stored
 from sidecar.stores.rules import AbortingUpload, check_copy, check_part, check_parts, check_range, full_key
 from sidecar.stores.s3_errors import SDK_ERRORS, Place, translate
+
+Entry = TypeVar("Entry", Stored, Pending)
 
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 60  # seconds without a byte
@@ -224,8 +226,7 @@ class S3Store:
             for answer in self._pages("ListObjectsV2", "list_objects_v2", prefix, ("ContinuationToken",))
             for entry in answer.get("Contents", ())
         ]
-        # The prefix itself is a key where a console made it as a folder; it is none of ours.
-        yield from sorted((stored for stored in found if stored.key), key=lambda stored: stored.key)
+        yield from sorted(self._below(prefix, found), key=lambda stored: stored.key)
 
     def delete(self, keys: Sequence[str]) -> None:
         """See Store.delete. One request a key: DeleteObjects promises no order, and old servers want MD5 for it."""
@@ -241,8 +242,7 @@ class S3Store:
             for answer in self._pages("ListMultipartUploads", "list_multipart_uploads", prefix, markers)
             for entry in answer.get("Uploads", ())
         ]
-        # A server that ignored the prefix must not make us abort another host's uploads.
-        ours = (pending for pending in found if pending.key and pending.key.startswith(prefix))
+        ours = self._below(prefix, found)
         yield from sorted(ours, key=lambda pending: (pending.key, pending.started, pending.upload))
 
     def abort_pending(self, upload: Pending) -> None:
@@ -355,6 +355,13 @@ class S3Store:
         if not self._prefix:
             return full
         return full.removeprefix(f"{self._prefix}/") if full.startswith(f"{self._prefix}/") else ""
+
+    def _below(self, prefix: str, found: Iterable[Entry]) -> Iterator[Entry]:
+        """Those whose key starts with prefix. A server that ignored it must not make us delete another host's.
+
+        The store's own prefix, which is a key where a console made it as a folder, is none of ours either.
+        """
+        return (entry for entry in found if entry.key and entry.key.startswith(prefix))
 
     def _encryption(self) -> dict[str, str]:
         request = {}

@@ -434,3 +434,30 @@ def test_listings_of_many_pages_are_whole_and_in_order(request: pytest.FixtureRe
         upload.abort()
     # moto does not page uploads.
     assert len(wire.of("ListObjectsV2")) >= 4
+
+
+@pytest.mark.parametrize("prefix_of_other", ["", "another/host", "wire"])
+def test_a_server_that_ignores_the_prefix_does_not_make_us_see_what_is_of_another_host(
+    moto_server: Server, prefix: str, prefix_of_other: str
+) -> None:
+    other = S3Store(moto_server.settings(prefix_of_other))
+    other.put("object", b"theirs")
+    theirs = other.begin("upload")
+    client = connect(moto_server.settings())
+
+    def ignore_prefix(params: dict[str, Any], **_: Any) -> None:
+        params["Prefix"] = ""
+
+    for operation in ("ListObjectsV2", "ListMultipartUploads"):
+        client.meta.events.register(f"provide-client-params.s3.{operation}", ignore_prefix)
+    store = S3Store(moto_server.settings(prefix), client)
+    store.put("set/object", b"ours")
+    ours = store.begin("set/upload")
+
+    assert [stored.key for stored in store.list()] == ["set/object"]
+    assert [stored.key for stored in store.list("set/")] == ["set/object"]
+    assert [pending.key for pending in store.pending()] == ["set/upload"]
+    assert list(store.pending("other/")) == []
+    assert list(store.list("other/")) == []
+    ours.abort()
+    theirs.abort()
