@@ -17,6 +17,8 @@ _BY_CHANCE = re.compile(r"(?:^|,)[hr](?:[(/,]|$)", re.IGNORECASE)
 # Any moment will do to ask whether an expression ever fires; this one lies before a leap day.
 _TRIAL = datetime(2027, 12, 31, 23, 59, 59, tzinfo=UTC)
 _LEAST_GAP = timedelta(minutes=1)
+# How late a run may end before it counts as overdue: one interval, within these bounds.
+_LEAST_TOLERANCE, _MOST_TOLERANCE = timedelta(minutes=10), timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,14 @@ class Schedule:
         while due.fold and not self._every_hour:
             due = moments.get_next(datetime)
         return due.astimezone(UTC)
+
+    def overdue_after(self, due: datetime) -> datetime:
+        """The moment from which the run that was due at `due` should have ended.
+
+        One interval later, because a run may take long, but at least ten minutes and at most a day.
+        """
+        interval = self.next_after(due) - due
+        return due + min(max(interval, _LEAST_TOLERANCE), _MOST_TOLERANCE)
 
     @property
     def _every_hour(self) -> bool:

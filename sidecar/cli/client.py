@@ -33,12 +33,11 @@ class Daemon:
     def get(self, path: str, query: Mapping[str, str | None] | None = None) -> dict[str, Any]:
         """One JSON object."""
         given = {name: text for name, text in (query or {}).items() if text is not None}
-        response = self._request("GET", path + ("?" + urlencode(given) if given else ""))
-        try:
-            body = response.read()
-        except (OSError, http.client.HTTPException) as exc:
-            raise _broken_off() from exc
-        return _document(body)
+        return _whole(self._request("GET", path + ("?" + urlencode(given) if given else "")))
+
+    def post(self, path: str) -> dict[str, Any]:
+        """One JSON object, for a request that changes something."""
+        return _whole(self._request("POST", path))
 
     def run(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Ask for a run; its lines until `report` or `error`. A stream that ends before is a Complaint."""
@@ -83,6 +82,13 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(_CONNECT_SECONDS)
         self.sock.connect(self._path)
         self.sock.settimeout(None)  # a run takes as long as it takes
+
+
+def _whole(response: http.client.HTTPResponse) -> dict[str, Any]:
+    try:
+        return _document(response.read())
+    except (OSError, http.client.HTTPException) as exc:
+        raise _broken_off() from exc
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sidecar.service import CONTROL_SOCKET
 EXIT_CODES: Mapping[str, int] = {
     "good": 0,
     "failed": 1,
+    "unhealthy": 1,
     "usage": 2,
     "config_invalid": 2,
     "mount_missing": 2,
@@ -222,15 +223,42 @@ def list_sets(daemon: Daemon, *, as_json: bool, set_name: str | None, volume: st
     return "not_found" if nothing_matches else "partial" if errors else "good"
 
 
-@main.command(epilog=_example("docker exec backup status", "docker exec backup status --json"))
+@main.command(
+    epilog=_example(
+        "docker exec backup status", "docker exec backup status --json", "docker exec backup status --check"
+    )
+)
+@click.option("--check", "only_check", is_flag=True, help="One line: is all well? Exit code 1 when it is not.")
 @verb
-def status(daemon: Daemon, *, as_json: bool) -> str:
-    """Show what the daemon is doing, when it will run next, and how the last run went."""
+def status(daemon: Daemon, *, as_json: bool, only_check: bool) -> str:
+    """Show what the daemon is doing, when it will run next, and how the last run went.
+
+    With --check (the image's HEALTHCHECK) it is healthy when the last run was good, no scheduled run is overdue by more
+    than an interval (at least ten minutes, at most a day), and nothing that a killed run left waits to be put right. A
+    new daemon whose first run is not due yet is healthy.
+    """
     document = daemon.get("/status")
     if as_json:
         _print_json(document)
+    elif only_check:
+        click.echo(printable(f"{'healthy' if document['healthy'] else 'not healthy'}: {document['why']}"))
     else:
         _words().status(document)
+    return "unhealthy" if only_check and not document["healthy"] else "good"
+
+
+@main.command(epilog=_example("docker exec backup cancel"))
+@verb
+def cancel(daemon: Daemon, *, as_json: bool) -> str:
+    """Stop the run that is going on: it thaws what it froze, aborts its uploads, and leaves no set behind.
+
+    Runs that wait for their turn are not cancelled. Exit code 10: no run is going on.
+    """
+    document = daemon.post("/cancel")
+    if as_json:
+        _print_json(document)
+    else:
+        _words().cancelled(document)
     return "good"
 
 

@@ -271,6 +271,19 @@ class Words:
         self._next_run(status)
         self._warnings("warnings", status.get("warnings", []))
 
+    def cancelled(self, document: dict[str, Any]) -> None:
+        """What became of a run that was told to stop, and which still wait."""
+        self.line(f"{_asked(document['cancelled'])} was told to stop")
+        if not document["ended"]:
+            self.line("it has not ended yet; `status` shows how far it is", "yellow")
+        elif document["outcome"] == "interrupted":
+            self.line("it has ended: everything is thawed, and no set was made")
+        else:
+            what = f": {document['outcome']}, {document['set'] or 'no set'}" if document["outcome"] else ""
+            self.line(f"it had come to its end already{what}", "yellow")
+        for each in document["waiting"]:
+            self.line(f"still waiting for its turn: {_asked(each)}")
+
 
 def step(progress: dict[str, Any]) -> str:
     """Where a run is: `packing shop_data, 120 MiB of 1.0 GiB`."""
@@ -284,6 +297,12 @@ def _paused(volume: dict[str, Any], groups: Sequence[dict[str, Any]]) -> float |
     """How long a volume's group was paused, where the report tells which group that was."""
     of_group = [each["paused_ms"] for each in groups if each["group"] == volume.get("group") or len(groups) == 1]
     return of_group[0] if of_group else None
+
+
+def _asked(run: dict[str, Any]) -> str:
+    """A run as it was asked for, which has no name yet."""
+    volumes = f" of {_some(run['volumes'])}" if run["volumes"] else ""
+    return f"the run ({run['trigger']}){volumes} of {_moment(run['since'])}"
 
 
 def _sentence(message: str | None, hint: str | None) -> str:

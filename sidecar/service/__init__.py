@@ -2,3 +2,6 @@
 
 # Where the verbs find the daemon. It stands here because importing the API would cost every verb a web framework.
 CONTROL_SOCKET = "/run/backup/control.sock"
+
+# What the daemon remembers across restarts, on the state volume.
+MEMORY = "/state/daemon.json"

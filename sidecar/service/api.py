@@ -1,7 +1,7 @@
 """The control API: HTTP over a Unix socket that only this container's root may open.
 
-POST /runs streams one JSON object a line until the run's `report` or an `error`; GET /plan, /sets and /status give one
-object. An error is `{"code", "message", "hint"}`.
+POST /runs streams one JSON object a line until the run's `report` or an `error`; POST /cancel and GET /plan, /sets and
+/status give one object. An error is `{"code", "message", "hint"}`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ _STATUS = {
     "interrupted": 503,
 }
 _TICK_SECONDS = 0.1  # how often a follower is told of progress
+_CANCEL_SECONDS = 30.0  # how long to wait for a cancelled run to have thawed and aborted; it takes one or two
 
 Crashed = Callable[[BaseException, str], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -78,6 +79,7 @@ class ControlApi:
         return Starlette(
             routes=[
                 Route("/runs", self._answered(self._run), methods=["POST"]),
+                Route("/cancel", self._answered(self._cancel), methods=["POST"]),
                 Route("/plan", self._answered(self._plan)),
                 Route("/sets", self._answered(self._sets)),
                 Route("/status", self._answered(self._status)),
@@ -88,6 +90,21 @@ class ControlApi:
         wanted, no_wait = _run_request(await request.body())
         ticket = self._runs.submit(wanted, no_wait=no_wait)
         return StreamingResponse(self._lines(ticket), media_type="application/x-ndjson")
+
+    async def _cancel(self, _: Request) -> Response:
+        ticket, waiting = self._runs.cancel()
+        done = asyncio.wrap_future(ticket.result)
+        await asyncio.wait({done}, timeout=_CANCEL_SECONDS)
+        report = done.result() if done.done() and not done.exception() else None
+        return _json(
+            {
+                "cancelled": ticket.as_json(),
+                "ended": done.done(),
+                "outcome": report.outcome.value if report else None,
+                "set": report.set if report else None,
+                "waiting": [each.as_json() for each in waiting],
+            }
+        )
 
     async def _plan(self, _: Request) -> Response:
         return _json(self._facts() | await run_in_threadpool(self._jobs.plan))

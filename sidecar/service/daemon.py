@@ -15,10 +15,11 @@ from sidecar.errors import Busy, ConfigInvalid, MountMissing, SidecarError
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service import CONTROL_SOCKET
+from sidecar.service import CONTROL_SOCKET, MEMORY
 from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
+from sidecar.service.memory import Memory
 from sidecar.service.runs import Runs, Ticket
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,6 +47,7 @@ class Scheduler:
         self._fired: datetime | None = None
         self._seen = now()
         self.next_run = schedule.next_after(self._seen) if schedule else None
+        runs.expect(self.next_run)
 
     def run(self) -> None:
         """Until told to stop."""
@@ -64,12 +66,13 @@ class Scheduler:
         due = moment >= self.next_run
         if due:
             self._fired = moment
-            self._runs.submit_scheduled()
+            self._runs.submit_scheduled(self.next_run)
         # A clock that was years ahead and is set right must not leave us waiting for that year; but one that is set
         # back a little must not make the same run twice.
         if due or moment < before:
             just_fired = self._fired is not None and self._fired - _LITTLE < moment < self._fired
             self.next_run = self._schedule.next_after(self._fired if self._fired and just_fired else moment)
+            self._runs.expect(self.next_run)
 
 
 def serve(
@@ -77,6 +80,7 @@ def serve(
     build_jobs: Callable[[Settings, Emit], Jobs],
     *,
     socket_path: str = CONTROL_SOCKET,
+    memory_path: str = MEMORY,
     run_may_take: float = RUN_MAY_TAKE,
 ) -> str:
     """Be the daemon of this process until it is told to stop; how that went.
@@ -85,7 +89,8 @@ def serve(
     could not begin. `busy`: another daemon runs here. `failed`: something that nobody expected. The caller leaves by
     os._exit, because threads may still be busy; the log is written by then.
 
-    run_may_take: the seconds that a run has to end in when the daemon is told to stop.
+    memory_path: where it remembers across restarts. run_may_take: the seconds that a run has to end in when the daemon
+    is told to stop.
     """
     # Blocked before the first thread is made, so that every thread inherits it: a stop is taken by our own wait, at a
     # point of our choosing, and not by an exception in the middle of a line.
@@ -93,7 +98,7 @@ def serve(
     log = EventLog(claim_stdout())
     install(log)
     try:
-        outcome = _serve(environ, build_jobs, socket_path, run_may_take, log)
+        outcome = _serve(environ, build_jobs, socket_path, memory_path, run_may_take, log)
     except (ConfigInvalid, MountMissing) as exc:
         problems = exc.problems if isinstance(exc, ConfigInvalid) else [exc.message]
         log("config_invalid", code=exc.code, error=exc.message, problems=problems, hint=exc.hint)
@@ -112,6 +117,7 @@ def _serve(
     environ: Mapping[str, str],
     build_jobs: Callable[[Settings, Emit], Jobs],
     socket_path: str,
+    memory_path: str,
     run_may_take: float,
     log: EventLog,
 ) -> str:
@@ -123,7 +129,16 @@ def _serve(
     if jobs is None:
         return "good"
     listener = control.listen()
-    runs = Runs(jobs, log, now=_now, clean=log.clean)
+    memory = Memory(memory_path, log)
+    runs = Runs(
+        jobs,
+        log,
+        now=_now,
+        schedule=settings.schedule,
+        remembered=memory.recall(),
+        keep=memory.keep,
+        clean=log.clean,
+    )
     log.listen = runs.notice
     runs.recover()
     scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within)
@@ -144,6 +159,7 @@ def _serve(
     log("daemon_started", stores=settings.stores, timezone=str(settings.timezone), **facts())
     for warning in settings.warnings:
         log("config_warning", error=warning)
+    runs.catch_up()
     try:
         scheduler.run()
     finally:

@@ -7,30 +7,39 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
-from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFound, SidecarError
+from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFound, SidecarError, ThawFailed
 from sidecar.events import Emit, Progress
 from sidecar.report import Outcome, Reason, RunReport, rfc3339
+from sidecar.schedule import Schedule
 from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.service.memory import Remembered
 
 # The request itself was wrong: whoever asked gets the error, and no run took place.
 _REFUSED = (NotFound, Busy, ConfigInvalid)
 _LOOK_AT_LOG = "the log of the container `backup` has the details"
+# Volumes come and go for years; the last good backup of one that nobody has backed up for so long is in `list`.
+_MOST_VOLUMES = 2_000
+
+
+def _forget_nothing(_: Remembered) -> None:
+    return
 
 
 @dataclass(eq=False)
 class Ticket:
     """A run that was asked for, as its followers see it.
 
-    progress: the newest there is. notices: sentences for whoever follows, in order. result: the report, or the error
-    when no run took place.
+    due: when a scheduled run was due. progress: the newest there is. notices: sentences for whoever follows, in order.
+    result: the report, or the error when no run took place.
     """
 
     request: RunRequest
     asked: datetime
+    due: datetime | None = None
     started: datetime | None = None
     progress: Progress | None = None
     notices: list[str] = field(default_factory=list)
@@ -53,7 +62,8 @@ class Ticket:
 class Runs:
     """The queue of runs and the thread that makes them.
 
-    now: aware time. recover_every: seconds between attempts to recover. clean: takes secrets out of the text of an
+    now: aware time. schedule: of the scheduled runs. remembered: of earlier processes; keep: remembers for later ones,
+    and must not raise. recover_every: seconds between attempts to recover. clean: takes secrets out of the text of an
     exception that nobody expected, because that goes into the report too.
     """
 
@@ -63,6 +73,9 @@ class Runs:
         emit: Emit,
         *,
         now: Callable[[], datetime],
+        schedule: Schedule | None = None,
+        remembered: Remembered | None = None,
+        keep: Callable[[Remembered], None] = _forget_nothing,
         recover_every: float = 15.0,
         clean: Callable[[str], str] = str,
     ) -> None:
@@ -76,13 +89,21 @@ class Runs:
         self._waiting: deque[Ticket] = deque()
         self._running: Ticket | None = None
         self._stopping = False
-        self._last: tuple[RunReport, RunRequest] | None = None
-        self._last_good: dict[str, datetime] = {}
+        self._schedule = schedule
+        self._keep = keep
+        self._writing = threading.Lock()  # taken before `_changed`: what is kept last is what was true last
+        remembered = _as_found(remembered or Remembered())
+        self._last = remembered.last_run
+        self._last_whole = remembered.last_whole_run
+        self._last_good = dict(remembered.last_good)
+        self._under_way: dict[str, Any] | None = None
+        self._missed = remembered.due if schedule and remembered.due and remembered.due <= now() else None
+        self._next_due: datetime | None = None
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
-    def submit(self, request: RunRequest, *, no_wait: bool = False) -> Ticket:
-        """Ask for a run; it starts when those before it have ended.
+    def submit(self, request: RunRequest, *, no_wait: bool = False, due: datetime | None = None) -> Ticket:
+        """Ask for a run; it starts when those before it have ended. due: when it was, if it is a scheduled one.
 
         Raises Busy when it would have to wait and must not, Interrupted when the daemon is stopping.
         """
@@ -95,13 +116,36 @@ class Runs:
                     f"a run ({before.request.trigger}) has been going on since {before.as_json()['since']}",
                     hint="leave out --no-wait to run after it",
                 )
-            ticket = Ticket(request, asked=self._now())
+            ticket = Ticket(request, asked=self._now(), due=due)
             self._waiting.append(ticket)
             self._changed.notify_all()
             return ticket
 
-    def submit_scheduled(self) -> Ticket | None:
-        """Ask for a scheduled run, unless the one before has not even begun."""
+    def expect(self, due: datetime | None) -> None:
+        """Take note of when the next scheduled run is due: if nobody is there then, it is made up for later."""
+        with self._changed:
+            self._next_due = due
+        self._remember()
+
+    def catch_up(self) -> Ticket | None:
+        """Ask for one run in place of all scheduled ones that were missed while no daemon ran, if there were any."""
+        with self._changed:
+            missed = self._missed
+        if missed is None:
+            return None
+        self._emit(
+            "run_caught_up",
+            due=rfc3339(missed),
+            error=f"the scheduled run of {rfc3339(missed)} was missed, because the daemon was not running",
+            hint="nothing to do: it is made up for now",
+        )
+        ticket = self.submit_scheduled(missed)
+        with self._changed:
+            self._missed = None
+        return ticket
+
+    def submit_scheduled(self, due: datetime) -> Ticket | None:
+        """Ask for the scheduled run that is due, unless the one before has not even begun."""
         with self._changed:
             waiting = next((each for each in self._waiting if each.request.trigger == "schedule"), None)
         if waiting:
@@ -111,7 +155,7 @@ class Runs:
                 hint="runs take longer than BACKUP_SCHEDULE leaves between them",
             )
             return None
-        return self.submit(RunRequest(trigger="schedule"))
+        return self.submit(RunRequest(trigger="schedule"), due=due)
 
     def ahead_of(self, ticket: Ticket) -> Ticket | None:
         """Whom a ticket waits for; None once its own run has begun."""
@@ -132,16 +176,16 @@ class Runs:
     def status(self) -> dict[str, Any]:
         """The part of `status --json` that is known here."""
         with self._changed:
-            running, last = self._running, self._last
+            running = self._running
             state = "stopping" if self._stopping else "running" if running else "idle"
             progress = (running.progress if running else None) or Progress("planning")
             why = self._why_unhealthy()
             return {
                 "state": state,
                 "healthy": why is None,
-                "why": why or ("the last run was good" if last else "no run has ended since the daemon started"),
-                "last_run": _short(*last) if last else None,
-                "last_good": {volume: rfc3339(moment) for volume, moment in sorted(self._last_good.items())},
+                "why": why or self._why_healthy(),
+                "last_run": self._last,
+                "last_good": dict(sorted(self._last_good.items())),
                 "running": None
                 if running is None
                 else {
@@ -157,10 +201,35 @@ class Runs:
     def _why_unhealthy(self) -> str | None:
         if not self._recovered:
             return "what an earlier run left is not put right yet"
-        if self._last and (report := self._last[0]).outcome is not Outcome.GOOD:
-            reasons = "; ".join(dict.fromkeys(reason.message for reason in report.reasons))
-            return f"the last run was {report.outcome}" + (f": {reasons}" if reasons else "")
+        for which, last in (("the last run", self._last), ("the last run of all volumes", self._last_whole)):
+            if last and last["outcome"] != Outcome.GOOD:
+                reasons = "; ".join(dict.fromkeys(reason["message"] for reason in last["reasons"]))
+                how = "failed" if last["outcome"] == Outcome.FAILED else f"was {last['outcome']}"
+                return f"{which} {how}" + (f": {reasons}" if reasons else "")
+        owed = [each.due for each in (self._running, *self._waiting) if each and each.due]
+        due = min([*owed, *filter(None, [self._missed, self._next_due])], default=None)
+        if self._schedule and due and self._now() > self._schedule.overdue_after(due):
+            return f"the scheduled run of {rfc3339(due)} is overdue"
         return None
+
+    def _why_healthy(self) -> str:
+        if self._last:
+            return f"the last run was good, at {self._last['started']}"
+        first = f"; the first is due at {rfc3339(self._next_due)}" if self._next_due else ""
+        return f"no run has ended yet{first}"
+
+    def _remember(self) -> None:
+        with self._writing:
+            with self._changed:
+                waiting = [each.due for each in self._waiting if each.due]
+                remembered = Remembered(
+                    last_run=self._last,
+                    last_whole_run=self._last_whole,
+                    last_good=dict(self._last_good),
+                    running=self._under_way,
+                    due=min([*waiting, *filter(None, [self._missed, self._next_due])], default=None),
+                )
+            self._keep(remembered)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -182,10 +251,20 @@ class Runs:
         """Begin to serve the queue, in a thread of its own."""
         threading.Thread(target=self._work, name="run", daemon=True).start()
 
+    def cancel(self) -> tuple[Ticket, list[Ticket]]:
+        """Tell the run that goes on to end; it, and those that still wait for their turn. Raises NotFound."""
+        with self._changed:
+            if self._running is None:
+                raise NotFound("no run is going on", hint="`status` shows how the last one ended")
+            self._running.cancelled.set()
+            return self._running, list(self._waiting)
+
     def interrupt(self) -> Ticket | None:
         """Take no more requests, refuse those that wait, tell the run to end; give it, if there is one."""
         with self._changed:
             self._stopping = True
+            # A scheduled run that never had its turn is made up for by the next daemon.
+            self._missed = min([each.due for each in self._waiting if each.due], default=self._missed)
             while self._waiting:
                 self._waiting.popleft().result.set_exception(_stopped())
             if self._running:
@@ -236,24 +315,46 @@ class Runs:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
 
     def _run(self, ticket: Ticket) -> RunReport:
+        with self._changed:
+            self._under_way = ticket.as_json()
+        self._remember()
+        report: RunReport | None = None
+        try:
+            report = self._made(ticket)
+        finally:
+            with self._changed:
+                self._under_way = None
+                if report:
+                    self._note(report, ticket.request)
+            self._remember()  # before anybody is told: what a reader has seen is still true after a crash
+        return report
+
+    def _made(self, ticket: Ticket) -> RunReport:
+        """The report of a run. Raises what `_REFUSED` names, when no run took place."""
         started = ticket.started or ticket.asked
         try:
             self._recover()
-            report = self._jobs.backup(ticket.request, ticket.follow, ticket.cancelled)
+            return self._jobs.backup(ticket.request, ticket.follow, ticket.cancelled)
         except _REFUSED as exc:
             self._emit("run_failed", trigger=ticket.request.trigger, code=exc.code, error=exc.message, hint=exc.hint)
             raise
         except SidecarError as exc:
-            report = self._failed(ticket, started, Reason.of(exc))
+            return self._failed(ticket, started, Reason.of(exc))
         except BaseException as exc:  # noqa: BLE001 - a run that fails never stops the daemon, whatever it raises
             words = self._clean(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
             reason = Reason("internal_error", f"the run failed unexpectedly: {words}", _LOOK_AT_LOG)
-            report = self._failed(ticket, started, reason, trace=traceback.format_exc())
-        with self._changed:
-            self._last = (report, ticket.request)
-            good = [each.volume for each in report.volumes if each.outcome is Outcome.GOOD and report.set]
-            self._last_good |= dict.fromkeys(good, report.started)
-        return report
+            return self._failed(ticket, started, reason, trace=traceback.format_exc())
+
+    def _note(self, report: RunReport, request: RunRequest) -> None:
+        self._last = _short(report, request)
+        if not request.volumes:
+            self._last_whole = self._last
+        if any(reason.code == ThawFailed.code for reason in report.reasons):
+            self._recovered = False  # the journal says whom; it is tried again until they run
+        good = [each.volume for each in report.volumes if each.outcome is Outcome.GOOD and report.set]
+        self._last_good |= dict.fromkeys(good, rfc3339(report.started))
+        for volume in sorted(self._last_good, key=lambda each: self._last_good[each])[:-_MOST_VOLUMES]:
+            del self._last_good[volume]
 
     def _failed(self, ticket: Ticket, started: datetime, reason: Reason, **fields: Any) -> RunReport:
         """The report of a run that ended in an error, which is logged."""
@@ -282,4 +383,21 @@ def _stopped() -> Interrupted:
 def _short(report: RunReport, request: RunRequest) -> dict[str, Any]:
     document = report.as_json()
     kept = ("run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons")
-    return {key: document[key] for key in kept} | {"trigger": request.trigger}
+    as_kept = {"outcome": report.outcome.value, "reasons": list(document["reasons"])}  # as JSON gives it back
+    return {key: document[key] for key in kept} | as_kept | {"trigger": request.trigger}
+
+
+def _as_found(remembered: Remembered) -> Remembered:
+    """What an earlier process remembered, as it is now that this process is gone: its run is no more."""
+    running = remembered.running
+    if running is None:
+        return remembered
+    reason = Reason(Interrupted.code, "the daemon ended in the middle of it", "`docker logs backup` may say why")
+    since = datetime.fromisoformat(running["since"]).astimezone(UTC)
+    report = RunReport("", None, Outcome.INTERRUPTED, since, 0.0, paused_ms=0.0, off_host=False, reasons=(reason,))
+    request = RunRequest(volumes=tuple(running["volumes"]), trigger=running["trigger"])
+    # How long it took, and whom it held for how long, nobody lived to tell.
+    last = _short(report, request) | {"duration_ms": None, "paused_ms": None}
+    return replace(
+        remembered, last_run=last, last_whole_run=remembered.last_whole_run if request.volumes else last, running=None
+    )

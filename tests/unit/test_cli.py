@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import click
 import pytest
 from click.testing import CliRunner, Result
 from rich.text import Text
 
 from sidecar.cli.main import EXIT_CODES, main
-from sidecar.cli.words import duration, printable, size
+from sidecar.cli.words import Words, duration, printable, size
 from sidecar.report import Outcome
 from tests.unit.fake_daemon import PLAN, SET
 from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, DaemonProcess, environment, eventually, fake_daemon
@@ -215,7 +216,7 @@ def test_a_run_that_waits_says_for_what_and_then_has_its_turn(daemon: DaemonProc
 # --- without, and with a dying daemon --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", ["run-now", "plan", "list", "status"])
+@pytest.mark.parametrize("verb", ["run-now", "plan", "list", "status", "cancel"])
 def test_without_a_daemon_a_verb_says_so_in_a_sentence_with_a_hint(verb: str):
     done = CliRunner().invoke(main, [verb, "--socket", "/nowhere/control.sock"])
 
@@ -362,6 +363,115 @@ def test_status_tells_the_state_the_last_run_and_the_next(daemon: DaemonProcess)
     assert document["last_good"] == {"shop_data": "2026-01-02T03:00:00Z"}
 
 
+def test_check_of_a_healthy_daemon_is_one_line_and_exit_code_0(daemon: DaemonProcess):
+    invoke(daemon, "run-now")
+    done = invoke(daemon, "status", "--check")
+
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout == "healthy: the last run was good, at 2026-01-02T03:00:00Z\n"
+
+
+@pytest.mark.parametrize(
+    ("volume", "line"),
+    [
+        ("partial", "not healthy: the last run was partial: nothing is off this host\n"),
+        ("failed", "not healthy: the last run failed: s3 refuses backups/x\n"),
+    ],
+)
+def test_check_of_an_unhealthy_daemon_is_one_line_that_says_why_and_exit_code_1(
+    daemon: DaemonProcess, volume: str, line: str
+):
+    invoke(daemon, "run-now", volume)
+    done = invoke(daemon, "status", "--check")
+    document = invoke(daemon, "status", "--check", "--json")
+    invoke(daemon, "run-now")
+
+    assert (done.exit_code, done.stdout) == (1, line)
+    assert (document.exit_code, json.loads(document.stdout)["healthy"]) == (1, False)
+
+
+def test_check_without_a_daemon_is_exit_code_1():
+    done = CliRunner().invoke(main, ["status", "--check", "--socket", "/nowhere/control.sock"])
+
+    assert done.exit_code == 1
+    assert "no daemon answers" in done.stderr
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(daemon: DaemonProcess, volume: str) -> Iterator[subprocess.Popen[str]]:
+    """A reader of a run that has begun."""
+    command = [*PROGRAM, "run-now", volume, "--socket", daemon.socket]
+    reader = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert reader.stdout
+        assert any(line == "copying shop_data\n" for line in reader.stdout)
+        yield reader
+    finally:
+        reader.kill()
+        reader.communicate(timeout=PATIENCE)
+
+
+def test_cancel_ends_the_run_that_goes_on_and_its_reader_is_told(daemon: DaemonProcess):
+    with running(daemon, "hold") as reader:
+        done = invoke(daemon, "cancel")
+        shown, _ = reader.communicate(timeout=PATIENCE)
+
+    assert done.exit_code == 0
+    first, second = done.stdout.splitlines()
+    assert first.startswith("the run (manual) of hold of 20")
+    assert first.endswith(" UTC was told to stop")
+    assert second == "it has ended: everything is thawed, and no set was made"
+    assert reader.returncode == 143
+    assert "interrupted: no set was made" in shown
+    assert invoke(daemon, "status", "--check").stdout.startswith("not healthy: the last run was interrupted")
+    invoke(daemon, "run-now")
+
+
+def test_cancel_leaves_the_runs_that_wait_and_names_them(daemon: DaemonProcess):
+    with running(daemon, "hold") as reader:
+        second = subprocess.Popen(
+            [*PROGRAM, "run-now", "shop_data", "wiki", "--socket", daemon.socket],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stdout
+        assert any(line.startswith("waiting for the run") for line in second.stdout)
+        document = json.loads(invoke(daemon, "cancel", "--json").stdout)
+        rest, _ = second.communicate(timeout=PATIENCE)
+        reader.communicate(timeout=PATIENCE)
+
+    assert (document["ended"], document["outcome"], document["set"]) == (True, "interrupted", None)
+    assert document["cancelled"]["volumes"] == ["hold"]
+    assert [each["volumes"] for each in document["waiting"]] == [["shop_data", "wiki"]]
+    assert second.returncode == 0
+    assert "good: set" in rest
+
+
+def test_cancel_says_in_words_who_still_waits():
+    words = Words(terminal=False)
+    run = {"trigger": "schedule", "volumes": [], "since": "2026-01-02T03:00:00Z"}
+    waiting = [{"trigger": "manual", "volumes": ["a", "b"], "since": "2026-01-02T03:05:00Z"}]
+    with words.console.capture() as captured:
+        words.cancelled({"cancelled": run, "ended": False, "outcome": None, "set": None, "waiting": waiting})
+
+    assert captured.get().splitlines() == [
+        "the run (schedule) of 2026-01-02 03:00:00 UTC was told to stop",
+        "it has not ended yet; `status` shows how far it is",
+        "still waiting for its turn: the run (manual) of a, b of 2026-01-02 03:05:00 UTC",
+    ]
+
+
+def test_cancel_while_nothing_runs_is_exit_code_10(daemon: DaemonProcess):
+    done = invoke(daemon, "cancel")
+
+    assert done.exit_code == 10
+    assert done.stderr == "error: no run is going on\n  `status` shows how the last one ended\n"
+
+
 # --- help and exit codes ---------------------------------------------------------------------------------------------
 
 
@@ -392,12 +502,26 @@ def test_every_outcome_of_a_run_has_an_exit_code():
     }
 
 
-def test_the_image_has_an_executable_for_every_verb():
-    text = (REPOSITORY / "pyproject.toml").read_text()
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "daemon"])
+def test_the_image_has_an_executable_for_every_verb(verb: str):
+    module, function = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"][verb].split(":")
 
-    for verb, function in {"run-now": "run_now", "plan": "plan", "list": "list_sets", "status": "status"}.items():
-        assert f'{verb} = "sidecar.cli.main:{function}"' in text
-        assert isinstance(getattr(sys.modules["sidecar.cli.main"], function), click.Command)
+    assert getattr(sys.modules[module], function) is main.commands[verb]
+
+
+def test_the_readme_has_every_verb_and_no_other():
+    table = (REPOSITORY / "README.md").read_text().partition("## Verbs")[2].partition("Exit codes")[0]
+
+    assert sorted(re.findall(r"^\| `([a-z-]+)", table, re.MULTILINE)) == [verb for verb in VERBS if verb != "daemon"]
+
+
+def test_the_images_healthcheck_is_a_verb_that_exists():
+    (words,) = re.findall(
+        r"^HEALTHCHECK .*?CMD (\[.*?\])$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE | re.S
+    )
+
+    verb, *options = json.loads(words)
+    assert main.commands[verb].make_context(verb, options).params["only_check"]
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

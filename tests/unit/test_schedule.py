@@ -137,3 +137,19 @@ def test_the_next_due_time_is_the_first_minute_of_the_calendar_that_matches(minu
         each += timedelta(minutes=1)
 
     assert parse(f"{minute} {hour} * * {weekday}", zone).next_after(moment) == each
+
+
+@pytest.mark.parametrize(
+    ("expression", "tolerance"),
+    [
+        ("* * * * *", timedelta(minutes=10)),
+        ("0 * * * *", timedelta(hours=1)),
+        ("0 3 * * *", timedelta(days=1)),
+        ("0 3 * * 0", timedelta(days=1)),
+    ],
+)
+def test_a_run_is_overdue_after_one_interval_but_not_within_ten_minutes_and_always_after_a_day(expression, tolerance):
+    schedule = parse(expression, UTC)
+    due = schedule.next_after(datetime(2026, 1, 10, tzinfo=UTC))
+
+    assert schedule.overdue_after(due) - due == tolerance

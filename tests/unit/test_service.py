@@ -29,14 +29,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.cli.client import Complaint, Daemon
-from sidecar.errors import Busy, EngineUnreachable, Interrupted, MountMissing, NotFound, StoreDenied
+from sidecar.errors import Busy, EngineUnreachable, Interrupted, MountMissing, NotFound, StoreDenied, ThawFailed
 from sidecar.events import EVENTS, Follow, Progress
-from sidecar.report import Outcome, RunReport, VolumeReport
+from sidecar.report import Outcome, Reason, RunReport, VolumeReport
 from sidecar.schedule import parse
 from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.daemon import Scheduler
 from sidecar.service.jobs_port import RunRequest
 from sidecar.service.logs import EventLog
+from sidecar.service.memory import Memory, Remembered
 from sidecar.service.runs import Runs, Ticket
 from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, environment, eventually, fake_daemon
 
@@ -392,10 +393,10 @@ def until_cancelled(_: Follow, cancelled: threading.Event) -> RunReport:
     raise Interrupted("the run was told to stop")
 
 
-def make_runs(jobs: ScriptedJobs, emit: Recorder | None = None, *, recover: bool = True) -> Runs:
-    runs = Runs(jobs, emit or Recorder(), now=lambda: NOON, recover_every=0.01, clean=lambda text: text.upper())
-    if recover:
-        runs.recover()
+def make_runs(jobs: ScriptedJobs, emit: Recorder | None = None, **options: Any) -> Runs:
+    options = {"now": lambda: NOON, "recover_every": 0.01, "clean": lambda text: text.upper()} | options
+    runs = Runs(jobs, emit or Recorder(), **options)
+    runs.recover()
     runs.start()
     return runs
 
@@ -444,9 +445,9 @@ def test_a_scheduled_run_waits_behind_another_but_never_twice():
     runs.submit(RunRequest())
     assert gate.begun.wait(PATIENCE)
 
-    scheduled = runs.submit_scheduled()
+    scheduled = runs.submit_scheduled(NOON)
     assert scheduled is not None
-    assert runs.submit_scheduled() is None
+    assert runs.submit_scheduled(NOON) is None
     assert "still waits" in emit.named("run_skipped")[0]["error"]
 
     gate.open.set()
@@ -556,7 +557,7 @@ def test_status_tells_what_runs_how_the_last_run_went_and_when_each_volume_was_l
     volumes = (VolumeReport("shop", Outcome.GOOD), VolumeReport("wiki", Outcome.PARTIAL))
     jobs = ScriptedJobs(lambda *_: report(Outcome.PARTIAL, volumes=volumes), gate)
     runs = make_runs(jobs)
-    assert runs.status()["why"] == "no run has ended since the daemon started"
+    assert runs.status()["why"] == "no run has ended yet"
     result(runs.submit(RunRequest()))
     second = runs.submit(RunRequest(("shop",)))
     assert gate.begun.wait(PATIENCE)
@@ -581,7 +582,312 @@ def test_status_tells_what_runs_how_the_last_run_went_and_when_each_volume_was_l
     result(second)
     assert runs.wait_idle(PATIENCE)
     assert runs.status()["state"] == "idle"
-    assert runs.status()["healthy"] is True
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+DAILY = parse("0 3 * * *", UTC)
+
+
+def ending(outcome: Outcome, *reasons: Reason) -> Callable[..., RunReport]:
+    return lambda *_: report(outcome, reasons=reasons)
+
+
+def health(runs: Runs) -> tuple[bool, str]:
+    assert runs.wait_idle(PATIENCE)
+    status = runs.status()
+    return status["healthy"], status["why"]
+
+
+def test_a_daemon_whose_last_run_was_good_is_healthy():
+    runs = make_runs(ScriptedJobs(ending(Outcome.FAILED), ending(Outcome.GOOD)))
+    result(runs.submit(RunRequest()))
+    result(runs.submit(RunRequest()))
+
+    assert health(runs) == (True, "the last run was good, at 2026-01-02T12:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "how"),
+    [(Outcome.PARTIAL, "was partial"), (Outcome.FAILED, "failed"), (Outcome.INTERRUPTED, "was interrupted")],
+)
+def test_a_daemon_whose_last_run_was_not_good_is_not_healthy_and_says_why(outcome: Outcome, how: str):
+    runs = make_runs(ScriptedJobs(ending(outcome, Reason("x", "the disk is full"), Reason("x", "the disk is full"))))
+    result(runs.submit(RunRequest()))
+
+    assert health(runs) == (False, f"the last run {how}: the disk is full")
+
+
+def test_a_good_run_of_one_volume_does_not_hide_that_the_run_of_all_was_not_good():
+    runs = make_runs(ScriptedJobs(ending(Outcome.FAILED, Reason("x", "no network")), ending(Outcome.GOOD)))
+    result(runs.submit(RunRequest()))
+    result(runs.submit(RunRequest(("shop",))))
+
+    assert health(runs) == (False, "the last run of all volumes failed: no network")
+
+
+def test_containers_that_a_run_could_not_thaw_make_it_unhealthy_until_recovery_has_thawed_them():
+    jobs = ScriptedJobs(ending(Outcome.PARTIAL, Reason.of(ThawFailed("still frozen: db"))), ending(Outcome.GOOD))
+    runs = make_runs(jobs, recover_every=1000)
+    result(runs.submit(RunRequest()))
+    assert health(runs) == (False, "what an earlier run left is not put right yet")
+    assert jobs.recovered == 1
+
+    result(runs.submit(RunRequest()))
+
+    assert health(runs)[0]
+    assert jobs.recovered == 2
+
+
+class SetClock:
+    def __init__(self, moment: datetime) -> None:
+        self.moment = moment
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+
+def test_a_new_daemon_is_healthy_until_its_first_run_is_overdue():
+    clock = SetClock(NOON)
+    runs = make_runs(ScriptedJobs(), now=clock, schedule=DAILY)
+    runs.expect(datetime(2026, 1, 3, 3, tzinfo=UTC))
+    assert health(runs) == (True, "no run has ended yet; the first is due at 2026-01-03T03:00:00Z")
+
+    clock.moment = datetime(2026, 1, 4, 3, tzinfo=UTC)
+    assert health(runs)[0]
+
+    clock.moment += timedelta(seconds=1)
+    assert health(runs) == (False, "the scheduled run of 2026-01-03T03:00:00Z is overdue")
+
+
+def test_a_scheduled_run_that_goes_on_and_on_becomes_overdue_although_the_last_one_was_good():
+    clock, gate = SetClock(NOON), Gate()
+    runs = make_runs(ScriptedJobs(ending(Outcome.GOOD), gate), now=clock, schedule=DAILY)
+    result(runs.submit(RunRequest()))
+    endless = runs.submit_scheduled(NOON)
+    assert endless
+    assert gate.begun.wait(PATIENCE)
+    runs.expect(NOON + timedelta(days=30))
+    assert runs.status()["healthy"]
+
+    clock.moment = NOON + timedelta(days=1, seconds=1)
+    assert runs.status()["why"] == "the scheduled run of 2026-01-02T12:00:00Z is overdue"
+    gate.open.set()
+    result(endless)
+
+
+def test_without_a_schedule_nothing_is_ever_overdue():
+    clock = SetClock(NOON)
+    runs = make_runs(ScriptedJobs(), now=clock)
+    runs.expect(None)
+    clock.moment += timedelta(days=1000)
+
+    assert health(runs) == (True, "no run has ended yet")
+
+
+# --- what is remembered across restarts ------------------------------------------------------------------------------
+
+
+class Restarts:
+    """Daemons' queues one after another, over one file that remembers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.emit = Recorder()
+        self.clock = SetClock(NOON)
+
+    def start(self, *runs: Callable[..., RunReport], schedule: Any = DAILY) -> tuple[Runs, ScriptedJobs]:
+        memory, jobs = Memory(str(self.path), self.emit), ScriptedJobs(*runs)
+        made = make_runs(
+            jobs, self.emit, now=self.clock, schedule=schedule, remembered=memory.recall(), keep=memory.keep
+        )
+        made.expect(schedule.next_after(self.clock()) if schedule else None)
+        made.catch_up()
+        return made, jobs
+
+
+@pytest.fixture
+def restarts(tmp_path: Path) -> Restarts:
+    return Restarts(tmp_path / "daemon.json")
+
+
+def test_status_tells_the_same_after_a_restart(restarts: Restarts):
+    volumes = (VolumeReport("shop", Outcome.GOOD), VolumeReport("wiki", Outcome.PARTIAL))
+    reasons = (Reason("x", "wiki changed", "freeze it"),)
+    before, _ = restarts.start(lambda *_: report(Outcome.PARTIAL, volumes=volumes, reasons=reasons))
+    result(before.submit(RunRequest()))
+    assert before.wait_idle(PATIENCE)
+
+    after, _ = restarts.start()
+
+    assert after.status() == before.status()
+    assert after.status()["last_good"] == {"shop": "2026-01-02T12:00:00Z"}
+    assert [each["error"] for each in restarts.emit.named("memory_reset")] == [f"there is no {restarts.path}"]
+
+
+def test_what_a_reader_was_told_is_remembered_even_if_the_daemon_dies_the_next_moment(restarts: Restarts):
+    before, _ = restarts.start()
+    result(before.submit(RunRequest()))
+
+    assert json.loads(restarts.path.read_bytes())["last_run"]["outcome"] == "good"
+    assert json.loads(restarts.path.read_bytes())["running"] is None
+
+
+def test_a_run_that_the_daemon_did_not_survive_is_the_last_run_and_was_interrupted(restarts: Restarts):
+    gate = Gate()
+    before, _ = restarts.start(ending(Outcome.GOOD), gate)
+    result(before.submit(RunRequest()))
+    restarts.clock.moment = NOON + timedelta(hours=1)
+    killed = before.submit(RunRequest(tags={"a": "b"}))
+    assert gate.begun.wait(PATIENCE)
+
+    after, jobs = restarts.start()
+
+    assert health(after) == (False, "the last run was interrupted: the daemon ended in the middle of it")
+    assert after.status()["last_run"]["started"] == "2026-01-02T13:00:00Z"
+    assert jobs.begun == []
+    gate.open.set()
+    result(killed)
+
+
+@pytest.mark.parametrize("missed", [1, 2, 400])
+def test_scheduled_runs_that_were_missed_are_made_up_for_once(restarts: Restarts, missed: int):
+    restarts.start()
+    restarts.clock.moment += timedelta(days=missed)
+
+    after, jobs = restarts.start()
+    eventually(lambda: after.status()["last_run"], "the missed run ends")
+
+    assert [each.trigger for each in jobs.begun] == ["schedule"]
+    assert [each["due"] for each in restarts.emit.named("run_caught_up")] == ["2026-01-03T03:00:00Z"]
+    assert after.wait_idle(PATIENCE)
+    _, jobs = restarts.start()
+    assert jobs.begun == []
+    assert len(restarts.emit.named("run_caught_up")) == 1
+
+
+def test_nothing_is_made_up_for_at_the_very_first_start_nor_before_a_run_was_due(restarts: Restarts):
+    restarts.start()
+    restarts.clock.moment = datetime(2026, 1, 3, 2, 59, 59, tzinfo=UTC)
+    _, jobs = restarts.start()
+
+    assert jobs.begun == []
+    assert restarts.emit.named("run_caught_up") == []
+
+
+def test_nothing_is_made_up_for_when_the_schedule_is_off_now_or_was_off_then(restarts: Restarts):
+    restarts.start()
+    restarts.clock.moment += timedelta(days=2)
+    restarts.start(schedule=None)
+    restarts.clock.moment += timedelta(days=2)
+    restarts.start()
+
+    assert restarts.emit.named("run_caught_up") == []
+
+
+def test_a_new_schedule_has_not_missed_what_the_old_one_never_promised(restarts: Restarts):
+    restarts.start(schedule=parse("0 3 * * *", UTC))
+    restarts.clock.moment = datetime(2026, 1, 2, 20, tzinfo=UTC)
+    restarts.start(schedule=parse("0 18 * * *", UTC))
+
+    assert restarts.emit.named("run_caught_up") == []
+
+
+def test_a_scheduled_run_that_waited_in_vain_when_the_daemon_was_stopped_is_made_up_for(restarts: Restarts):
+    before, jobs = restarts.start(until_cancelled)
+    running = before.submit(RunRequest(("big",)))
+    eventually(lambda: jobs.begun, "the run begins")
+    restarts.clock.moment = datetime(2026, 1, 3, 3, tzinfo=UTC)
+    waiting = before.submit_scheduled(restarts.clock())
+    assert waiting
+    before.expect(datetime(2026, 1, 4, 3, tzinfo=UTC))
+    before.interrupt()
+    assert result(running).outcome is Outcome.INTERRUPTED
+
+    after, jobs = restarts.start()
+    eventually(lambda: len(jobs.begun) == 1, "the run is made up for")
+
+    assert [each["due"] for each in restarts.emit.named("run_caught_up")] == ["2026-01-03T03:00:00Z"]
+    assert after.wait_idle(PATIENCE)
+
+
+def test_a_missed_run_is_not_forgotten_when_the_daemon_dies_before_it_has_made_up_for_it(restarts: Restarts):
+    restarts.start()
+    restarts.clock.moment += timedelta(days=1)
+    memory = Memory(str(restarts.path), restarts.emit)
+    dying = Runs(
+        ScriptedJobs(), Recorder(), now=restarts.clock, schedule=DAILY, remembered=memory.recall(), keep=memory.keep
+    )
+    dying.expect(DAILY.next_after(restarts.clock()))
+
+    assert memory.recall().due == datetime(2026, 1, 3, 3, tzinfo=UTC)
+
+
+def test_volumes_that_came_and_went_over_the_years_do_not_pile_up(restarts: Restarts):
+    old = {f"ci{number}": f"2025-01-01T00:00:00.{number % 1000:03}Z" for number in range(3_000)}
+    runs = make_runs(
+        ScriptedJobs(lambda *_: report(volumes=(VolumeReport("shop", Outcome.GOOD),))),
+        remembered=Remembered(last_good=old),
+    )
+    result(runs.submit(RunRequest()))
+
+    assert len(runs.status()["last_good"]) == 2_000
+    assert "shop" in runs.status()["last_good"]
+
+
+KNOWN = Remembered(
+    last_run=json.loads(json.dumps(report(reasons=(Reason("x", "why"),)).as_json())) | {"trigger": "manual"},
+    last_whole_run=None,
+    last_good={"shop": "2026-01-02T12:00:00Z"},
+    running={"trigger": "schedule", "volumes": [], "since": "2026-01-02T12:00:00Z"},
+    due=NOON,
+)
+
+
+def test_what_is_kept_is_what_is_recalled(tmp_path: Path):
+    memory = Memory(str(tmp_path / "daemon.json"), Recorder())
+    memory.keep(KNOWN)
+
+    assert memory.recall() == KNOWN
+    assert [path.name for path in tmp_path.iterdir()] == ["daemon.json"]
+
+
+def test_a_memory_torn_at_any_byte_is_started_anew_and_said(tmp_path: Path):
+    path, emit = tmp_path / "daemon.json", Recorder()
+    Memory(str(path), emit).keep(KNOWN)
+    whole = path.read_bytes()
+
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert Memory(str(path), emit).recall() == Remembered()
+
+    assert len(emit.named("memory_reset")) == len(whole)
+    assert all("is damaged" in each["error"] for each in emit.named("memory_reset"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    document=st.fixed_dictionaries(
+        {"format": st.just(1) | json_values},
+        optional=dict.fromkeys(("last_run", "last_whole_run", "last_good", "running", "due"), json_values),
+    )
+)
+def test_a_memory_of_any_other_content_stops_no_daemon(document: dict[str, Any]):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "daemon.json")
+        path.write_text(json.dumps(document, default=repr))
+        remembered = Memory(str(path), Recorder()).recall()
+
+    Runs(ScriptedJobs(), Recorder(), now=lambda: NOON, schedule=DAILY, remembered=remembered).status()
+
+
+def test_a_state_volume_that_takes_nothing_is_said_and_the_run_is_made_all_the_same(tmp_path: Path):
+    emit = Recorder()
+    memory = Memory(str(tmp_path / "gone" / "daemon.json"), emit)
+    runs = make_runs(ScriptedJobs(), emit, keep=memory.keep)
+
+    assert result(runs.submit(RunRequest())).outcome is Outcome.GOOD
+    assert "No such file or directory" in emit.named("memory_unwritten")[0]["error"]
 
 
 # --- the schedule's clock --------------------------------------------------------------------------------------------
@@ -616,9 +922,14 @@ class Times:
     def __init__(self, clock: SimulatedClock) -> None:
         self.clock = clock
         self.asked: list[datetime] = []
+        self.expected: list[datetime | None] = []
 
-    def submit_scheduled(self) -> None:
+    def submit_scheduled(self, due: datetime) -> None:
+        assert due == self.expected[-1]
         self.asked.append(self.clock.now())
+
+    def expect(self, due: datetime | None) -> None:
+        self.expected.append(due)
 
 
 def scheduled_times(expression: str, clock: SimulatedClock) -> list[str]:
@@ -661,6 +972,7 @@ def test_without_a_schedule_nothing_starts_by_itself():
     scheduler.run()
 
     assert scheduler.next_run is None
+    assert times.expected == [None]
     assert times.asked == []
 
 
@@ -833,6 +1145,36 @@ def test_an_unexpected_error_of_one_request_is_logged_and_the_next_is_answered()
         assert api.raw("GET", "/status")[0] == 200
 
 
+def test_cancelling_ends_the_run_that_goes_on_and_no_other():
+    with control_api(until_cancelled) as api:
+        running, waiting = api.runs.submit(RunRequest(("a",))), api.runs.submit(RunRequest(("b",)))
+        eventually(lambda: api.jobs.begun, "the run begins")
+
+        answer = api.client.post("/cancel")
+
+        assert (answer["ended"], answer["outcome"], answer["set"]) == (True, "interrupted", None)
+        assert answer["cancelled"] == {"trigger": "manual", "volumes": ["a"], "since": "2026-01-02T12:00:00Z"}
+        assert [each["volumes"] for each in answer["waiting"]] == [["b"]]
+        assert result(running).outcome is Outcome.INTERRUPTED
+        assert result(waiting).outcome is Outcome.GOOD
+        assert api.runs.wait_idle(PATIENCE)
+        assert api.raw("POST", "/cancel")[0] == 404
+        assert api.crashes == []
+
+
+def test_a_run_that_came_to_its_end_all_the_same_is_told_as_it_ended():
+    def deaf(_: Follow, cancelled: threading.Event) -> RunReport:
+        assert cancelled.wait(PATIENCE)
+        return report()
+
+    with control_api(deaf) as api:
+        api.runs.submit(RunRequest())
+        eventually(lambda: api.jobs.begun, "the run begins")
+        answer = api.client.post("/cancel")
+
+    assert (answer["ended"], answer["outcome"], answer["set"]) == (True, "good", "backup-20260102_120000")
+
+
 def test_arguments_reach_the_list_of_sets_as_they_were_given():
     with control_api() as api:
         with pytest.raises(Complaint) as caught:
@@ -892,7 +1234,12 @@ def test_an_idle_daemon_that_is_told_to_stop_says_so_and_leaves_in_order(how: si
 
         assert daemon.stop(how) == 0
 
-    assert [line["event"] for line in daemon.events()] == ["recovered", "daemon_started", "daemon_stopped"]
+    assert [line["event"] for line in daemon.events()] == [
+        "memory_reset",
+        "recovered",
+        "daemon_started",
+        "daemon_stopped",
+    ]
     assert daemon.events()[-1]["mid_run"] is False
 
 
@@ -934,6 +1281,39 @@ def test_a_stop_during_recovery_is_heeded_once_everything_is_thawed():
         assert daemon.stop() == 0
 
     assert "recovered" in [line["event"] for line in daemon.events()]
+
+
+def test_a_daemon_that_was_down_when_a_run_was_due_makes_it_when_it_starts_and_says_so(tmp_path: Path):
+    memory = str(tmp_path / "daemon.json")
+    Memory(memory, Recorder()).keep(Remembered(due=NOON))
+    with fake_daemon(FAKE_MEMORY=memory) as daemon:
+        assert daemon.wait_for("run_caught_up")["due"] == "2026-01-02T12:00:00Z"
+        assert daemon.wait_for("run_started")["trigger"] == "schedule"
+        daemon.wait_for("run_finished")
+        assert daemon.stop() == 0
+
+    with fake_daemon(FAKE_MEMORY=memory) as daemon:
+        daemon.wait_for("daemon_started")
+        assert Daemon(daemon.socket).get("/status")["last_run"]["trigger"] == "schedule"
+        assert daemon.stop() == 0
+    assert "run_caught_up" not in [line["event"] for line in daemon.events()]
+
+
+def test_a_daemon_that_was_killed_mid_run_says_so_when_it_is_there_again(tmp_path: Path):
+    memory = str(tmp_path / "daemon.json")
+    with fake_daemon(FAKE_MEMORY=memory) as daemon:
+        daemon.wait_for("daemon_started")
+        next(Daemon(daemon.socket).run({"volumes": ["hold"]}))
+        daemon.stop(signal.SIGKILL)
+
+    with fake_daemon(FAKE_MEMORY=memory) as daemon:
+        daemon.wait_for("daemon_started")
+        status = Daemon(daemon.socket).get("/status")
+
+    assert (status["healthy"], status["why"]) == (
+        False,
+        "the last run was interrupted: the daemon ended in the middle of it",
+    )
 
 
 def test_settings_that_cannot_be_used_are_all_named_and_the_daemon_leaves_with_2():

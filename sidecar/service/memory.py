@@ -1,0 +1,134 @@
+"""What the daemon remembers across restarts: one small JSON document on the state volume.
+
+`{"format": 1, "last_run", "last_whole_run", "last_good": {volume: time}, "running", "due"}`, replaced as a whole: a
+temporary name, fsync, rename. Losing it loses no backup, only what `status` can tell and whether a run was missed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sidecar.events import Emit
+from sidecar.report import Outcome, rfc3339
+
+FORMAT = 1
+_KEYS_OF_A_RUN = {"run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons", "trigger"}
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What is known of earlier runs.
+
+    last_run, last_whole_run: as `last_run` of `status --json`; the second is the last that no volumes were named for.
+    last_good: volume -> RFC 3339 time. running: trigger, volumes and `since` of the run that goes on. due: when the
+    oldest scheduled run that has not begun is, or was, due (aware).
+    """
+
+    last_run: Mapping[str, Any] | None = None
+    last_whole_run: Mapping[str, Any] | None = None
+    last_good: Mapping[str, str] = field(default_factory=dict)
+    running: Mapping[str, Any] | None = None
+    due: datetime | None = None
+
+
+class Memory:
+    """The document at `path`. Neither method raises: a daemon that cannot remember still makes backups."""
+
+    def __init__(self, path: str, emit: Emit) -> None:
+        self._path = Path(path)
+        self._emit = emit
+
+    def recall(self) -> Remembered:
+        """What was kept last; nothing, and an event that says so, where that cannot be had."""
+        try:
+            return _read(self._path.read_bytes())
+        except FileNotFoundError:
+            self._emit("memory_reset", level=logging.INFO, error=f"there is no {self._path}", hint="")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
+            self._emit(
+                "memory_reset",
+                error=f"{self._path} is damaged ({type(exc).__name__}: {exc}): nothing is known of earlier runs",
+                hint="nothing to do: it is written anew, and `list` shows the sets; see the state volume's disk",
+            )
+        return Remembered()
+
+    def keep(self, remembered: Remembered) -> None:
+        """Put it on disk, durably."""
+        document = {
+            "format": FORMAT,
+            "last_run": remembered.last_run,
+            "last_whole_run": remembered.last_whole_run,
+            "last_good": dict(remembered.last_good),
+            "running": remembered.running,
+            "due": rfc3339(remembered.due) if remembered.due else None,
+        }
+        beside = self._path.with_name(self._path.name + ".new")
+        try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "wb") as file:
+                file.write(json.dumps(document).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(self._path)
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as exc:
+            self._emit(
+                "memory_unwritten",
+                error=f"{self._path} cannot be written: {exc}",
+                hint="the state volume must be mounted, writable and not full",
+            )
+
+
+def _read(raw: bytes) -> Remembered:
+    """Raises ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError for anything else."""
+    document = json.loads(raw)
+    if document["format"] != FORMAT:
+        raise ValueError(f"it has format {document['format']}, not {FORMAT}")
+    return Remembered(
+        last_run=_run(document["last_run"]),
+        last_whole_run=_run(document["last_whole_run"]),
+        last_good={str(volume): rfc3339(_moment(time)) for volume, time in document["last_good"].items()},
+        running=_running(document["running"]),
+        due=_moment(document["due"]) if document["due"] is not None else None,
+    )
+
+
+def _run(document: Any) -> dict[str, Any] | None:
+    if document is None:
+        return None
+    if not document.keys() >= _KEYS_OF_A_RUN:
+        raise ValueError("a run lacks keys")
+    Outcome(document["outcome"])
+    _moment(document["started"])
+    if not all(isinstance(reason["message"], str) for reason in document["reasons"]):
+        raise ValueError("a reason is no text")
+    return dict(document)
+
+
+def _running(document: Any) -> dict[str, Any] | None:
+    if document is None:
+        return None
+    _moment(document["since"])
+    return {
+        "trigger": str(document["trigger"]),
+        "volumes": [str(each) for each in document["volumes"]],
+        "since": document["since"],
+    }
+
+
+def _moment(text: Any) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time is without a zone")
+    return moment
