@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -156,7 +157,8 @@ class DockerEngine:
                 "PidsLimit": 64,
             },
         }
-        created = self._ask("POST", "/containers/create", body=body).json()
+        name = f"{like.name}-{role}-{secrets.token_hex(3)}"  # whoever finds it in `docker ps` sees whose it is
+        created = self._ask("POST", "/containers/create", {"name": name}, body=body).json()
         identifier: str = created["Id"]
         try:
             self.start(identifier)
