@@ -107,6 +107,7 @@ class _Jobs:
 
     def recover(self) -> None:
         recover(self._journal, self._engine, self._emit)
+        deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
         self._sweep()
 
     def _sweep(self) -> None:

@@ -113,6 +113,19 @@ class DeadMan:
             self._emit("deadman_missing", error=error.message, hint=error.hint)
 
 
+def bury(engine: Engine, own: Container, state: str) -> None:
+    """Remove the dead men that were made for us and never started, because we were killed in between.
+
+    The engine removes by itself those that have run. One that is left keeps the state volume from being removed.
+    Raises EngineError.
+    """
+    kept = {mount.volume or mount.source for mount in own.mounts if mount.target == state}
+    for container in engine.containers():
+        ours = any((mount.volume or mount.source) in kept for mount in container.mounts)
+        if ours and container.role == ROLE and not container.running:
+            engine.remove(container.id)
+
+
 def stand_by(
     engine: Engine,
     journal: Journal,

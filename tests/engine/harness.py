@@ -356,15 +356,26 @@ class Sidecar:
         if ready:
             self.wait_ready()
 
-    def wait_ready(self, starts: int = 1) -> None:
-        """Until the daemon has started so many times in this container."""
-        wait_until(lambda: len(self.events("daemon_started")) >= starts, f"{self.name} has started {starts} times")
+    def wait_ready(self) -> None:
+        """Until the daemon answers; what an earlier one said before this start of the container does not count."""
+
+        def ready() -> bool:
+            state = inspect(self.name)["State"]
+            assert state["Status"] in ("running", "restarting", "created"), (state, self.events()[-3:])
+            began = _comparable(state["StartedAt"])
+            return any(_comparable(event["ts"]) >= began for event in self.events("daemon_started"))
+
+        wait_until(ready, f"{self.name} is ready")
+
+    def wait_restarted(self) -> None:
+        """Until its restart policy has brought it back once."""
+        wait_until(lambda: inspect(self.name)["RestartCount"] == 1, f"{self.name} has come back")
+        self.wait_ready()
 
     def start(self) -> None:
         """Start it again after it was stopped or killed."""
-        starts = len(self.events("daemon_started"))
         docker("start", self.name)
-        self.wait_ready(starts + 1)
+        self.wait_ready()
 
     def down(self) -> None:
         """Remove it, its state, and its local sets."""
@@ -418,6 +429,11 @@ class Sidecar:
         """The names of the sets that `list` shows."""
         return [each["set"] for each in self.verb("list", "--json", check=True).json()["sets"]]
 
+    def helpers(self) -> list[str]:
+        """The containers that it has made to help it: all that have its state mounted, but for itself."""
+        found = docker("ps", "--all", "--filter", f"volume={self.state}", "--format", "{{.Names}}").out.split()
+        return [name for name in found if name != self.name]
+
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The log, which is JSON lines on stdout alone."""
         done = docker("logs", self.name)
@@ -428,18 +444,25 @@ class Sidecar:
     # --- runs that are held at a stage (BACKUP_TEST_STAGE=STAGE=hold) ------------------------------------------------
 
     def begin(self, *arguments: str) -> Run:
-        """Start a run in the background; what an earlier run left held is forgotten."""
-        self._in_state("rm -f /state/held-*")
+        """Start a run in the background."""
+        self.forget_held()
         return Run(["exec", self.name, "run-now", *arguments])
 
-    def wait_held(self, stage: str, run: Run) -> None:
+    def forget_held(self) -> None:
+        """Before a run: what an earlier one left."""
+        self._in_state("rm -f /state/held-*")
+
+    def wait_held(self, stage: str, run: Run | None = None) -> None:
         """Until the run is held at the stage."""
         # One exec that waits inside, because each exec makes events in the engine's short log.
-        script = f"i=0; until [ -e /state/held-{stage} ]; do i=$((i + 1)); [ $i -lt 200 ] || exit 1; sleep 0.02; done"
-        wait_until(
-            lambda: self._in_state(script, check=False).code == 0 or (run.is_over and [run.end()]), f"held at {stage}"
-        )
-        assert not run.is_over, run.end()
+        script = f"i=0; until [ -e /state/held-{stage} ]; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; sleep 0.02; done"
+
+        def held() -> bool:
+            reached = self._in_state(script, check=False).code == 0
+            assert reached or run is None or not run.is_over, run.end()
+            return reached
+
+        wait_until(held, f"{self.name} is held at {stage}")
 
     def release(self, stage: str) -> None:
         self._in_state(f"rm -f /state/held-{stage}")
@@ -455,6 +478,12 @@ class Sidecar:
 
     def _in_state(self, script: str, *, check: bool = True) -> Done:
         return docker("exec", self.name, "sh", "-c", script, check=check)
+
+
+def _comparable(moment: str) -> str:
+    """An RFC 3339 time in UTC to the millisecond; the engine writes nine digits without the zeros at their end."""
+    whole, _, fraction = moment.rstrip("Z").partition(".")
+    return f"{whole}.{fraction[:3]:0<3}"
 
 
 @dataclass

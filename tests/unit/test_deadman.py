@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.engine.deadman import GRACE, READY, Watched, stand_by
+from sidecar.engine.deadman import GRACE, READY, Watched, bury, stand_by
 from sidecar.engine.journal import Intent, Journal
 from sidecar.errors import EngineUnreachable
 from sidecar.model import ContainerState, Quiesce
@@ -151,3 +151,15 @@ def test_the_journal_stays_for_the_sidecar_that_comes_back(scene: Scene) -> None
     scene.engine.kill("backup")
     scene.stand_by()
     assert scene.journal.read() is not None
+
+
+def test_dead_men_that_were_never_started_are_buried_and_no_others(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    own = engine.run("backup", labels={"backup.role": "sidecar"}, volumes={"backup-state": "/state"})
+    dead_man = {"backup.role": "deadman"}
+    engine.create("unborn", labels=dead_man, volumes={"backup-state": "/state"})
+    engine.run("standing-by", labels=dead_man, volumes={"backup-state": "/state"})
+    engine.create("of-another-sidecar", labels=dead_man, volumes={"other-state": "/state"})
+    engine.create("not-ours", volumes={"backup-state": "/state"})
+    bury(engine, own, "/state")
+    assert {c.name for c in engine.containers()} == {"backup", "standing-by", "of-another-sidecar", "not-ours"}

@@ -1,0 +1,294 @@
+"""Told to stop, killed, or left by its user in the middle of a run: all is thawed, and no half set counts."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from sidecar.config import STAGES
+from tests.engine.conftest import SidecarMaker
+from tests.engine.harness import S3, Machine, Run, Sidecar, Terminal, docker, inspect, is_paused, wait_until
+
+pytestmark = pytest.mark.engine
+
+# Random, so that an upload of it takes a moment that can be caught.
+MEBIBYTES = 160
+WRITER = [
+    "sh",
+    "-c",
+    f"head -c {MEBIBYTES}M /dev/urandom > /large/file; while :; do date +%N >> /data/log; sleep 0.1; done",
+]
+
+
+@dataclass
+class Shop:
+    """Two small volumes of one group, a large one, and a container that writes them."""
+
+    volumes: list[str]
+    large: str
+    writer: str
+
+    @property
+    def is_paused(self) -> bool:
+        return is_paused(self.writer)
+
+
+@pytest.fixture(scope="module")
+def shop(machine: Machine) -> Iterator[Shop]:
+    group = ("--label", f"backup.group={machine.name('death')}")
+    data, more, large = (machine.volume(f"death-{name}", *group) for name in ("data", "more", "large"))
+    mounts = ("--volume", f"{data}:/data", "--volume", f"{more}:/more", "--volume", f"{large}:/large")
+    writer = machine.run("death-writer", WRITER, *mounts)
+    try:
+        wait_until(lambda: docker("exec", writer, "test", "-s", "/data/log", check=False).code == 0, "it writes")
+        yield Shop([data, more], large, writer)
+    finally:
+        machine.remove(writer)
+
+
+@pytest.fixture(scope="module")
+def sidecar(shop: Shop, make_sidecar: SidecarMaker) -> Sidecar:
+    """Started anew by each test, with a stage at which it is held or killed."""
+    return make_sidecar("death", include=shop.volumes)
+
+
+@pytest.fixture(scope="module")
+def large_sidecar(shop: Shop, make_sidecar: SidecarMaker) -> Sidecar:
+    """The same for the large volume."""
+    return make_sidecar("death-large", include=[shop.large])
+
+
+def assert_nothing_is_left(sidecar: Sidecar, s3: S3, shop: Shop, sets: list[str]) -> None:
+    """No container paused, no helper, no upload pending, and no object but those of the sets there were."""
+    assert not shop.is_paused
+    wait_until(lambda: sidecar.helpers() == [], "the dead man has left", timeout=20)
+    assert s3.pending(sidecar.prefix) == []
+    assert {key.split("/")[0] for key in s3.keys(sidecar.prefix)} <= {"owner.json", *sets}
+
+
+def assert_next_run_is_good(sidecar: Sidecar, s3: S3, shop: Shop, sets: list[str]) -> None:
+    sidecar.up(BACKUP_TEST_STAGE=None)
+    assert sidecar.sets() == sets
+    report, _ = sidecar.good_run()
+    assert sidecar.sets() == [*sets, report["set"]]
+    assert_nothing_is_left(sidecar, s3, shop, [*sets, report["set"]])
+
+
+def manifests(sidecar: Sidecar, s3: S3) -> list[str]:
+    return sorted(key.split("/")[0] for key in s3.keys(sidecar.prefix) if key.endswith("/manifest.json"))
+
+
+def stop(sidecar: Sidecar) -> float:
+    """`docker stop`; the seconds it took."""
+    began = time.monotonic()
+    docker("stop", sidecar.name)
+    return time.monotonic() - began
+
+
+# --- docker stop -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["planned", "frozen", "archived"])
+def test_told_to_stop_in_the_middle_it_thaws_cleans_up_and_leaves_in_time(
+    sidecar: Sidecar, s3: S3, shop: Shop, stage: str
+) -> None:
+    sidecar.up(BACKUP_TEST_STAGE=f"{stage}=hold")
+    sets = manifests(sidecar, s3)
+    run = sidecar.begin()
+    sidecar.wait_held(stage, run)
+    assert shop.is_paused == (stage == "frozen")
+
+    seconds = stop(sidecar)
+
+    assert seconds < 10
+    assert inspect(sidecar.name)["State"]["ExitCode"] == 143
+    assert_nothing_is_left(sidecar, s3, shop, sets)
+    assert run.end().code in (137, 143)  # with the container goes whoever was in it, unless it was quicker
+    assert [event["mid_run"] for event in sidecar.events("daemon_stopped")] == [True]
+    assert_next_run_is_good(sidecar, s3, shop, sets)
+
+
+def begin_an_upload(sidecar: Sidecar, s3: S3) -> Run:
+    """A run whose upload is under way."""
+    sidecar.up(BACKUP_TEST_STAGE="thawed=hold")
+    run = sidecar.begin()
+    with sidecar.held("thawed", run):
+        pass
+    wait_until(lambda: s3.pending(sidecar.prefix), "an upload has begun", every=0.005)
+    return run
+
+
+def test_told_to_stop_while_it_uploads_it_aborts_the_upload(large_sidecar: Sidecar, s3: S3, shop: Shop) -> None:
+    run = begin_an_upload(large_sidecar, s3)
+
+    seconds = stop(large_sidecar)
+
+    assert seconds < 10
+    assert inspect(large_sidecar.name)["State"]["ExitCode"] == 143
+    assert_nothing_is_left(large_sidecar, s3, shop, [])
+    run.end()
+
+
+def test_told_to_stop_while_the_store_hangs_it_leaves_in_time(sidecar: Sidecar, s3: S3, shop: Shop) -> None:
+    sidecar.up(BACKUP_TEST_STAGE="frozen=hold")
+    sets = manifests(sidecar, s3)
+    run = sidecar.begin()
+    with sidecar.held("frozen", run):
+        docker("pause", s3.container)
+    try:
+        # The freeze ends although the store hangs; what hangs is the upload.
+        wait_until(lambda: not shop.is_paused, "all is thawed", timeout=10)
+        seconds = stop(sidecar)
+    finally:
+        docker("unpause", s3.container)
+    assert seconds < 10
+    assert inspect(sidecar.name)["State"]["ExitCode"] == 143
+    (stopped,) = sidecar.events("daemon_stopped")
+    assert "did not end" in stopped["error"]
+    run.end()
+    assert manifests(sidecar, s3) == sets
+    assert_next_run_is_good(sidecar, s3, shop, sets)
+
+
+def test_told_to_stop_while_idle_it_leaves_at_once_and_well(sidecar: Sidecar) -> None:
+    sidecar.up(BACKUP_TEST_STAGE=None)
+    assert stop(sidecar) < 5
+    assert inspect(sidecar.name)["State"]["ExitCode"] == 0
+    assert sidecar.events()[-1]["event"] == "daemon_stopped"
+
+
+# --- SIGKILL ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_stage_it_thaws_when_it_comes_back_and_no_half_set_counts(
+    sidecar: Sidecar, s3: S3, shop: Shop, stage: str
+) -> None:
+    sidecar.up(BACKUP_TEST_STAGE=f"{stage}=kill")
+    sets = manifests(sidecar, s3)
+
+    done = sidecar.run_now()
+
+    # Its own restart policy brings it back: the kernel's out-of-memory killer looks the same.
+    sidecar.wait_restarted()
+    assert done.code not in (0, 3)
+    assert not shop.is_paused
+    recovered = [each for each in sidecar.events("recovered") if "containers" in each]
+    if stage in ("journalled", "frozen"):
+        # The dead man, who stands by, may have been quicker than the restart.
+        assert [each["containers"] for each in recovered] in ([[]], [[shop.writer]])
+    else:
+        assert recovered == []
+
+    now = manifests(sidecar, s3)
+    assert len(now) == len(sets) + (stage == "committed")
+    assert_nothing_is_left(sidecar, s3, shop, now)
+    assert_next_run_is_good(sidecar, s3, shop, now)
+
+
+def hold_frozen(sidecar: Sidecar, shop: Shop) -> Run:
+    sidecar.up(BACKUP_TEST_STAGE="frozen=hold")
+    run = sidecar.begin()
+    sidecar.wait_held("frozen", run)
+    assert shop.is_paused
+    return run
+
+
+@pytest.mark.parametrize("verb", ["kill", "rm"])
+def test_killed_for_good_while_frozen_the_dead_man_thaws(sidecar: Sidecar, s3: S3, shop: Shop, verb: str) -> None:
+    """No restart policy acts after `docker kill`, and nothing is left to act after `docker rm -f`."""
+    run = hold_frozen(sidecar, shop)
+    sets = manifests(sidecar, s3)
+
+    docker("rm", "--force", sidecar.name) if verb == "rm" else docker("kill", sidecar.name)
+
+    wait_until(lambda: not shop.is_paused, "the dead man has thawed it", timeout=5)
+    run.end()
+    wait_until(lambda: sidecar.helpers() == [], "the dead man has left", timeout=20)
+    sidecar.up()
+    assert [each["containers"] for each in sidecar.events("recovered")][-1:] == [[]]
+    assert_next_run_is_good(sidecar, s3, shop, sets)
+
+
+def test_killed_together_with_its_dead_man_it_thaws_at_the_next_start(sidecar: Sidecar, s3: S3, shop: Shop) -> None:
+    """A power cut, as far as containers can show one."""
+    run = hold_frozen(sidecar, shop)
+    sets = manifests(sidecar, s3)
+    docker("kill", *sidecar.helpers())
+    docker("kill", sidecar.name)
+    run.end()
+    assert shop.is_paused
+
+    sidecar.start()
+
+    assert not shop.is_paused
+    assert [each["containers"] for each in sidecar.events("recovered")] == [[shop.writer]]
+    assert_next_run_is_good(sidecar, s3, shop, sets)
+
+
+def test_what_others_restarted_and_paused_since_is_not_thawed(sidecar: Sidecar, shop: Shop) -> None:
+    run = hold_frozen(sidecar, shop)
+    docker("kill", *sidecar.helpers())
+    docker("kill", sidecar.name)
+    run.end()
+    docker("restart", "--time", "1", shop.writer)
+    docker("pause", shop.writer)
+    try:
+        sidecar.start()
+        assert shop.is_paused
+        assert [each["containers"] for each in sidecar.events("recovered")] == [[]]
+    finally:
+        docker("unpause", shop.writer)
+
+
+def test_killed_while_it_uploads_it_aborts_the_upload_when_it_comes_back(
+    large_sidecar: Sidecar, s3: S3, shop: Shop
+) -> None:
+    run = begin_an_upload(large_sidecar, s3)
+    docker("kill", large_sidecar.name)
+    run.end()
+    assert len(s3.pending(large_sidecar.prefix)) == 1
+
+    large_sidecar.start()
+
+    assert_nothing_is_left(large_sidecar, s3, shop, [])
+    (recovered,) = large_sidecar.events("recovered")
+    assert recovered["uploads"] == 1
+    assert_next_run_is_good(large_sidecar, s3, shop, [])
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_run(sidecar: Sidecar, s3: S3, shop: Shop) -> None:
+    sidecar.up(BACKUP_TEST_STAGE="frozen=hold")
+    sets = sidecar.sets()
+    sidecar.forget_held()
+    with Terminal(["docker", "exec", "-it", sidecar.name, "run-now"]) as terminal:
+        terminal.wait_for(b"freezing")
+        sidecar.wait_held("frozen")
+        terminal.type(b"\x03")
+        assert terminal.wait() == 130
+        shown = terminal.output.decode()
+    assert re.search(r"the run goes on", shown)
+    assert "Traceback" not in shown
+    assert shop.is_paused
+    sidecar.release("frozen")
+    wait_until(lambda: sidecar.sets()[:-1] == sets, "the run has ended in a set")
+    assert sidecar.events("run_finished")[-1]["outcome"] == "good"
+    assert_nothing_is_left(sidecar, s3, shop, sidecar.sets())
+
+
+def test_a_terminal_shows_progress_and_ends_with_the_report(sidecar: Sidecar, shop: Shop) -> None:
+    sidecar.up(BACKUP_TEST_STAGE=None)
+    with Terminal(["docker", "exec", "-it", sidecar.name, "run-now"]) as terminal:
+        code = terminal.wait(120)
+        shown = terminal.output.decode()
+    assert code == 0, shown
+    assert "packing" in shown
+    assert all(volume in shown for volume in shop.volumes)
+    assert re.search(r"backup-[0-9]{8}_[0-9]{6}", shown)
