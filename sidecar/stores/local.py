@@ -131,7 +131,11 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[Stored]:
         """See Store.list."""
         base = self.location
-        start = os.path.join(base, os.path.dirname(prefix))
+        home = os.path.join(self._root, PENDING)
+        # Normalised, as the names walked are compared; no prefix may lead out of the store or into uploads under way.
+        start = os.path.normpath(os.path.join(base, os.path.dirname(prefix)))
+        if not _is_below(start, base) or _is_below(start, home):
+            return
         found = []
         with self._translated(prefix):
             os.stat(self._root)
@@ -488,6 +492,10 @@ def _started(identifier: str) -> datetime:
         return datetime.fromtimestamp(int(identifier.split("-", 1)[0], 16) / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(0, UTC)
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(os.path.join(directory, ""))
 
 
 @contextmanager

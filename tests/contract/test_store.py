@@ -343,6 +343,17 @@ def test_a_prefix_is_text_not_a_directory(store: Store) -> None:
 
 
 @every_store
+@pytest.mark.parametrize("prefix", ["../", "..", "/", "//", "./", "set/../", ".pending/", "set/archive/"])
+def test_no_prefix_leads_elsewhere(store: Store, prefix: str) -> None:
+    store.put("set/archive", b"1")
+    upload = store.begin("set/other")
+
+    assert keys(store, prefix) == []
+    assert list(store.pending(prefix)) == []
+    upload.abort()
+
+
+@every_store
 def test_what_is_deleted_is_gone_and_deleting_it_again_is_no_error(store: Store) -> None:
     for name in ("set/a", "set/b", "set/c"):
         store.put(name, b"1")

@@ -19,7 +19,7 @@ import pytest
 from sidecar.errors import StoreDenied, StoreError, StoreFull
 from sidecar.stores.local import LocalStore
 from sidecar.stores.pool import PooledUpload
-from sidecar.stores.port import Store
+from sidecar.stores.port import Store, Upload
 
 
 @pytest.fixture
@@ -111,6 +111,8 @@ def test_parts_in_order_are_written_once(store: LocalStore, tmp_path: Path) -> N
         inode = body.stat().st_ino
         for number in (3, 2):  # overtaken, as threads do
             under_way.put(number, b"1" * 1000, zlib.crc32(b"1" * 1000))
+        assert list(tmp_path.glob(".pending/*/part-*")) == [], "the part that came early has its place now"
+        assert body.stat().st_size == 3000
         under_way.complete([1, 2, 3], size=3000, crc32=zlib.crc32(b"1" * 3000))
 
     assert (tmp_path / "host/k").stat().st_ino == inode
@@ -147,6 +149,17 @@ def test_what_is_not_an_object_is_not_listed(store: LocalStore, tmp_path: Path) 
     under_way = store.begin("set/other")
 
     assert [stored.key for stored in store.list()] == ["set/object"]
+    under_way.abort()
+
+
+def test_uploads_under_way_are_not_listed_where_there_is_no_prefix(tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path))
+    under_way = store.begin("set/archive")
+    under_way.put(1, b"half", zlib.crc32(b"half"))
+
+    assert list(store.list()) == []
+    assert list(store.list(".pending/")) == []
+    assert [pending.key for pending in store.pending()] == ["set/archive"]
     under_way.abort()
 
 
@@ -246,6 +259,32 @@ def test_a_full_disk_has_a_name_and_leaves_nothing(
     with pytest.raises(StoreFull):
         store.put("set/manifest.json", b"1")
     assert list(tmp_path.glob(".pending/*")) == []
+
+
+def test_a_part_whose_replacement_failed_half_way_is_not_completed_as_it_was(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is overwritten in place, so half of it is the new one."""
+    write = os.pwrite
+
+    def fail_half_way(descriptor: int, data: memoryview, offset: int) -> int:
+        if bytes(data[:3]) == b"new":
+            return write(descriptor, data[:3], offset)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def replace(under_way: Upload) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", fail_half_way)
+            with pytest.raises(StoreError):
+                under_way.put(1, b"new content", zlib.crc32(b"new content"))
+
+    with store.begin("k") as under_way:
+        under_way.put(1, b"old content", zlib.crc32(b"old content"))
+        replace(under_way)
+        with pytest.raises(StoreError, match="not put"):
+            under_way.complete([1], size=11, crc32=zlib.crc32(b"old content"))
+
+    assert list(store.list()) == []
 
 
 def test_a_read_only_disk_has_a_name(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
