@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sidecar import __version__
+from sidecar import __version__, config
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import Settings
 from sidecar.engine import deadman
@@ -19,10 +21,12 @@ from sidecar.engine.docker import connect
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
-from sidecar.errors import EngineUnreachable, MountMissing
+from sidecar.errors import ConfigInvalid, EngineUnreachable, MountMissing
 from sidecar.events import Emit, Follow
+from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.recover import sweep
 from sidecar.plan import Selection
@@ -30,7 +34,7 @@ from sidecar.report import RunReport
 from sidecar.service.jobs_port import Jobs, RunRequest
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
-from sidecar.stores.retrying import Retry, RetryingStore
+from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
 from sidecar.stores.s3 import S3Settings, S3Store
 
 STATE = Path("/state")
@@ -48,6 +52,27 @@ def build_jobs(settings: Settings, emit: Emit) -> Jobs:
     discovery = Discovery(engine, selection, settings.endpoint)
     discovery.check_mounts()
     return _Jobs(settings, emit, engine, discovery)
+
+
+def check(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What stands in the way of a backup, in this container as it is now; see `jobs.check`."""
+    try:
+        settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
+    except ConfigInvalid as error:
+        for problem in error.problems:
+            yield Finding("settings", Verdict.ERROR, problem, error.hint)
+        return
+    selection = Selection(include=settings.include, exclude=settings.exclude, quiesce=settings.quiesce)
+    premises = Premises(
+        engine=lambda: _connect(settings),
+        discovery=lambda engine: Discovery(engine, selection, settings.endpoint),
+        stores={name: partial(_impatient, name, settings) for name in settings.stores},
+        state=STATE,
+        mountinfo=lambda: Path("/proc/self/mountinfo").read_text(),
+        token=secrets.token_hex(8),
+        now=_now,
+    )
+    yield from preflight.check(settings, premises)
 
 
 def stand_by(
@@ -122,8 +147,9 @@ class _Jobs:
         return DeadMan(self._engine, own, run=run, lease=lease, state=str(STATE), emit=emit)
 
     def _stores(self, cancelled: threading.Event) -> Mapping[str, Store]:
+        policy = RetryPolicy(attempts=self._settings.max_attempts)
         return {
-            name: RetryingStore(store, on_retry=self._on_retry, cancelled=cancelled.is_set)
+            name: RetryingStore(store, policy, on_retry=self._on_retry, cancelled=cancelled.is_set)
             for name, store in self._bare_stores.items()
         }
 
@@ -168,6 +194,11 @@ def _store(name: str, settings: Settings) -> Store:
             connections=2 * _cores() + 2,
         )
     )
+
+
+def _impatient(name: str, settings: Settings) -> Store:
+    """A store for one who waits at a terminal."""
+    return RetryingStore(_store(name, settings), RetryPolicy(attempts=2, total=20.0, base=0.25, cap=1.0))
 
 
 def _cores() -> int:

@@ -262,6 +262,36 @@ def cancel(daemon: Daemon, *, as_json: bool) -> str:
     return "good"
 
 
+@main.command(
+    epilog=_example(
+        "docker exec backup check", "docker compose -f docker-compose.backup.yml run --rm backup check --json"
+    )
+)
+@verb
+def check(_: Daemon, *, as_json: bool) -> str:
+    """Try everything that a backup needs: settings, engine, mounts, room in the spool, every store.
+
+    Each line is ok, a warning or an error, with what to do about it. To each store a small object is written, read and
+    deleted; no set, no container and no run is touched, so it may be used at any time. It needs no daemon.
+
+    Exit codes: 0 all is ok, 3 there are warnings, 1 there are errors.
+    """
+    from sidecar import wiring  # noqa: PLC0415 - as in `daemon`
+
+    words, findings = _words(), []
+    for finding in wiring.check(os.environ):
+        findings.append(finding)
+        if not as_json:
+            words.finding(finding.as_json())
+    results = {finding.verdict.value for finding in findings}
+    outcome = "failed" if "error" in results else "partial" if "warning" in results else "good"
+    if as_json:
+        _print_json({"outcome": outcome, "checks": [finding.as_json() for finding in findings]})
+    else:
+        words.checked(outcome)
+    return outcome
+
+
 @main.command("daemon", epilog=_example("docker run ... volume-backup-sidecar daemon"))
 @click.option("--socket", default=CONTROL_SOCKET, hidden=True)
 def run_daemon(socket: str) -> None:

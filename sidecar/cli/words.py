@@ -284,6 +284,27 @@ class Words:
         for each in document["waiting"]:
             self.line(f"still waiting for its turn: {_asked(each)}")
 
+    # --- check -------------------------------------------------------------------------------------------------------
+
+    def finding(self, finding: dict[str, str]) -> None:
+        """One line of `check`, and what to do about it below."""
+        colour = {"ok": "green", "warning": "yellow", "error": "red"}[finding["result"]]
+        self.line(f"{finding['result']:<8} {finding['check']}: {finding['message']}", colour)
+        if finding["hint"]:
+            self.line(f"         {finding['hint']}")
+
+    def checked(self, outcome: str) -> None:
+        """What all of `check` comes to."""
+        self.line()
+        self.line(
+            {
+                "good": "a backup should work",
+                "partial": "a backup should work, but see the warnings",
+                "failed": "a backup, or a part of it, will fail: see the errors",
+            }[outcome],
+            _COLOURS[outcome],
+        )
+
 
 def step(progress: dict[str, Any]) -> str:
     """Where a run is: `packing shop_data, 120 MiB of 1.0 GiB`."""
