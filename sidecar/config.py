@@ -48,6 +48,7 @@ class Settings:
     access_key_id: str | None = field(repr=False)
     secret_access_key: str | None = field(repr=False)
     session_token: str | None = field(repr=False)
+    max_attempts: int
     prefix: str
     host: str | None
     stores: tuple[str, ...]
@@ -346,6 +347,15 @@ SETTINGS: tuple[Setting, ...] = (
         "a session token",
         _text,
         secret=True,
+    ),
+    Setting(
+        "AWS_MAX_ATTEMPTS",
+        "max_attempts",
+        "How often a request to S3 that fails for now is made, with longer and longer waits, for a quarter of an hour "
+        "at most.",
+        "a whole number of at least 1",
+        _count,
+        default="20",
     ),
     Setting(
         "BACKUP_PREFIX",
