@@ -166,9 +166,9 @@ class Compose:
         compose = ROOT / "tests/machine/compose"
         return command(compose, *self._options, *arguments, env=self._environment, cwd=ROOT, **options)
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         self._is_up = True
-        self("up", "-d", "--no-build", timeout=300)
+        self("up", "-d", "--no-build", *options, timeout=300)
 
     def down(self) -> None:
         """Remove its containers, networks and volumes."""
@@ -333,7 +333,7 @@ class Sidecar:
     # --- its life ----------------------------------------------------------------------------------------------------
 
     def up(self, *, ready: bool = True, **changes: str | None) -> None:
-        """Start it, or start it anew with changed settings (None takes one away); its state stays."""
+        """Start it, or start it anew with changed settings (None takes one away): its state stays, its log does not."""
         for name, value in changes.items():
             self._settings.pop(name, None)
             if value is not None:
@@ -352,7 +352,7 @@ class Sidecar:
             "volumes": {"backup-state": {"name": self.state, "labels": label}},
         }
         self._override.write_text(json.dumps(override))  # JSON is YAML
-        self._compose.up()
+        self._compose.up("--force-recreate")
         if ready:
             self.wait_ready()
 
@@ -376,6 +376,16 @@ class Sidecar:
         """Start it again after it was stopped or killed."""
         docker("start", self.name)
         self.wait_ready()
+
+    def kill_daemon(self) -> None:
+        """SIGKILL from inside, as the kernel does when memory runs out: unlike `docker kill`, nobody asked for it."""
+        script = (
+            "import os, pathlib, signal\n"
+            "for each in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+            "    if each.read_bytes().endswith(b'/sidecar\\0daemon\\0') and each.parent.name != '1':\n"
+            "        os.kill(int(each.parent.name), signal.SIGKILL)\n"
+        )
+        docker("exec", self.name, "python", "-c", script, check=False)  # the container may end before it does
 
     def down(self) -> None:
         """Remove it, its state, and its local sets."""
