@@ -118,8 +118,10 @@ class Words:
         where = store.get("location") or name
         if store["outcome"] == "good":
             self.line(f"  lies in {where} ({size(store['bytes_uploaded'])} written)")
+        elif store.get("error"):
+            self.line(f"  {where}: {store['outcome']}: {_sentence(store['error'], store.get('hint'))}", "yellow")
         else:
-            self.line(f"  {where}: {store['outcome']}: {_sentence(store.get('error'), store.get('hint'))}", "yellow")
+            self.line(f"  {where}: nothing of this run is kept there", "yellow")
         if store["pending"]:
             self.line(f"  {where}: to be shipped later", "yellow")
 

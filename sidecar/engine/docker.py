@@ -147,6 +147,7 @@ class DockerEngine:
             "Cmd": list(command),
             "Env": [f"DOCKER_HOST={self._address}"],
             "Labels": {ROLE_LABEL: role},
+            "Healthcheck": {"Test": ["NONE"]},  # the image's asks the daemon, which a helper is not
             "HostConfig": {
                 "AutoRemove": True,
                 "Mounts": mounts,
