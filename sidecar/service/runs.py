@@ -130,7 +130,8 @@ class Runs:
     def catch_up(self) -> Ticket | None:
         """Ask for one run in place of all scheduled ones that were missed while no daemon ran, if there were any."""
         with self._changed:
-            missed = self._missed
+            # Forgotten before it begins: a run that kills the daemon must not be made again at every start.
+            missed, self._missed = self._missed, None
         if missed is None:
             return None
         self._emit(
@@ -139,10 +140,7 @@ class Runs:
             error=f"the scheduled run of {rfc3339(missed)} was missed, because the daemon was not running",
             hint="nothing to do: it is made up for now",
         )
-        ticket = self.submit_scheduled(missed)
-        with self._changed:
-            self._missed = None
-        return ticket
+        return self.submit_scheduled(missed)
 
     def submit_scheduled(self, due: datetime) -> Ticket | None:
         """Ask for the scheduled run that is due, unless the one before has not even begun."""

@@ -766,6 +766,21 @@ def test_scheduled_runs_that_were_missed_are_made_up_for_once(restarts: Restarts
     assert len(restarts.emit.named("run_caught_up")) == 1
 
 
+def test_a_run_that_kills_the_daemon_is_not_made_again_at_every_start(restarts: Restarts):
+    restarts.start()
+    restarts.clock.moment += timedelta(days=1)
+    deadly = Gate()
+    restarts.start(deadly)
+    assert deadly.begun.wait(PATIENCE)
+
+    after, jobs = restarts.start()
+
+    assert health(after) == (False, "the last run was interrupted: the daemon ended in the middle of it")
+    assert jobs.begun == []
+    assert len(restarts.emit.named("run_caught_up")) == 1
+    deadly.open.set()
+
+
 def test_nothing_is_made_up_for_at_the_very_first_start_nor_before_a_run_was_due(restarts: Restarts):
     restarts.start()
     restarts.clock.moment = datetime(2026, 1, 3, 2, 59, 59, tzinfo=UTC)
