@@ -68,12 +68,14 @@ def measure(root: str) -> tuple[int, int]:
                         status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    identity = (status.st_dev, status.st_ino)
-                    if identity not in linked:
+                    if status.st_nlink > 1:
+                        identity = (status.st_dev, status.st_ino)
+                        if identity in linked:
+                            continue
+                        linked.add(identity)
+                    if stat.S_ISREG(status.st_mode):
                         files += 1
                         size += min(status.st_size, status.st_blocks * _SECTOR)
-                    if status.st_nlink > 1:
-                        linked.add(identity)
                 else:
                     descent.leave()
     except OSError as exc:

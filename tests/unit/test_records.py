@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
+import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -15,6 +18,7 @@ from sidecar.archive.entry import Entry, Extent, Kind, Signature
 from sidecar.archive.records import END_OF_ARCHIVE, RECORD, acl_text, head, padding
 
 NANOSECONDS = 1_000_000_000
+GIBIBYTE = 1024**3
 
 
 def entry(path: bytes = b"f", kind: Kind = Kind.FILE, **facts: object) -> Entry:
@@ -232,3 +236,26 @@ def test_a_sparse_file_of_8_exbibytes_needs_no_more_than_its_map() -> None:
     member = parse(head(entry(size=size, extents=(Extent(2**62, 0),))) + END_OF_ARCHIVE)
 
     assert member.size == size
+
+
+@pytest.mark.parametrize("extents", [None, (Extent(GIBIBYTE, 9 * GIBIBYTE),)], ids=["whole", "sparse"])
+@pytest.mark.parametrize("reader", ["tar", "bsdtar", "tarfile"])
+def test_every_reader_finds_its_way_past_9_gibibytes_of_data(
+    tmp_path: Path, extents: tuple[Extent, ...] | None, reader: str
+) -> None:
+    large = entry(b"large", size=20 * GIBIBYTE if extents else 9 * GIBIBYTE, extents=extents)
+    archive = tmp_path / "archive.tar"
+    with archive.open("wb") as file:  # the data is a hole
+        file.write(head(large))
+        file.seek(9 * GIBIBYTE, os.SEEK_CUR)
+        file.write(head(entry(b"after")) + END_OF_ARCHIVE)
+
+    if reader == "tarfile":
+        with tarfile.open(archive) as read:
+            found = [(member.name, member.size) for member in read]
+    else:
+        listed = subprocess.run([reader, "-tvf", archive], capture_output=True, text=True, check=True).stdout
+        column = {"tar": 2, "bsdtar": 4}[reader]
+        found = [(line.split()[-1], int(line.split()[column])) for line in listed.splitlines()]
+
+    assert found == [("./large", large.signature.size), ("./after", 0)]
