@@ -249,7 +249,7 @@ def test_abort_ends_the_waits_of_parts_under_way() -> None:
         except StoreError as error:
             met.append(error)
 
-    thread = threading.Thread(target=put)
+    thread = threading.Thread(target=put, daemon=True)
     thread.start()
     assert waiting.wait(10)
     upload.abort()
