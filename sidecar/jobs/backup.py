@@ -163,10 +163,11 @@ class _Run:
         self._frozen: Frozen | None = None
         try:
             yield
-        except (Interrupted, StoreError):
+        except (Interrupted, StoreError) as error:
+            self.ledger.group_dropped(group, error, self._paused_ms())
             raise
         except SidecarError as error:
-            self.ledger.group_failed(group, error, self._frozen.paused_ms if self._frozen else 0.0)
+            self.ledger.group_failed(group, error, self._paused_ms())
 
     def reserve(self, group: Group, undo: ExitStack) -> list[tuple[PlannedVolume, Spool]]:
         """Room in the spool for each volume as it is now. A volume that cannot be read fails alone.
@@ -274,6 +275,9 @@ class _Run:
             off_host=any(c.committed and c.store.off_host for c in self._consignments),
             warnings=self._tools.warnings,
         )
+
+    def _paused_ms(self) -> float:
+        return self._frozen.paused_ms if self._frozen else 0.0
 
     def _deliver(self, block: bytes) -> None:
         for consignment in self._alive():

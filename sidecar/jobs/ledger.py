@@ -11,7 +11,7 @@ from typing import Any
 from sidecar import sets
 from sidecar.archive.capture import Capture
 from sidecar.archive.writer import ArchiveSummary
-from sidecar.errors import SidecarError
+from sidecar.errors import Interrupted, SidecarError
 from sidecar.events import Emit
 from sidecar.model import Volume
 from sidecar.plan import Group, Plan
@@ -80,11 +80,16 @@ class Ledger:
         self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD if whole else Outcome.PARTIAL))
         self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
 
+    def group_dropped(self, group: Group, error: SidecarError, paused_ms: float) -> None:
+        """Note that nothing of a group will be in the set, whatever it had come to, and how long it was frozen."""
+        names = tuple(c.container.name for c in group.containers)
+        outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
+        self.groups = [g for g in self.groups if g.group != group.name]
+        self.groups.append(GroupReport(group.name, names, paused_ms, outcome))
+
     def group_failed(self, group: Group, error: SidecarError, paused_ms: float) -> None:
         """Note that a whole group fails; volumes that failed before keep their own reason."""
-        names = tuple(c.container.name for c in group.containers)
-        self.groups = [g for g in self.groups if g.group != group.name]
-        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.FAILED))
+        self.group_dropped(group, error, paused_ms)
         told = {volume.volume for volume in self.volumes}
         for planned in group.volumes:
             if planned.volume.name not in told:

@@ -278,6 +278,8 @@ def test_a_run_told_to_stop_while_it_reads_thaws_and_stores_nothing(shop: Shop) 
 
     report = shop.run(follow=follow)
     assert report.outcome is Outcome.INTERRUPTED
+    assert [(group.group, group.outcome) for group in report.groups] == [("shop", Outcome.INTERRUPTED)]
+    assert report.paused_ms > 0
     assert shop.frozen() == []
     assert shop.objects() == ["owner.json"]
     assert list(shop.stores["memory"].pending()) == []
