@@ -361,7 +361,7 @@ class Sidecar:
 
         def ready() -> bool:
             state = inspect(self.name)["State"]
-            assert state["Status"] in ("running", "restarting", "created"), (state, self.events()[-3:])
+            assert not self.events("config_invalid"), self.events("config_invalid")
             began = _comparable(state["StartedAt"])
             return any(_comparable(event["ts"]) >= began for event in self.events("daemon_started"))
 

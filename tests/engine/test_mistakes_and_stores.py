@@ -1,0 +1,256 @@
+"""Mistakes of the operator and stores that fail: said in words, nobody frozen for it, and the daemon lives on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import SidecarMaker
+from tests.engine.harness import (
+    BUCKET,
+    ENDPOINT,
+    HERE,
+    HOST_IMAGE,
+    S3,
+    Machine,
+    Sidecar,
+    command,
+    describe,
+    differences,
+    docker,
+    inspect,
+    is_paused,
+    wait_until,
+)
+
+pytestmark = pytest.mark.engine
+
+# Nothing listens there. The patience of a nightly run is not that of a test.
+UNREACHABLE = {"AWS_ENDPOINT_URL_S3": "http://s3:9", "AWS_MAX_ATTEMPTS": "2"}
+
+
+@dataclass
+class Shop:
+    """A volume, and the container that can write it."""
+
+    volume: str
+    app: str
+
+
+@pytest.fixture(scope="module")
+def shop(machine: Machine) -> Iterator[Shop]:
+    volume = machine.volume("mistakes")
+    script = "mkdir -p /data/d; echo content > /data/d/file; ln -s d/file /data/link; touch /data/ready; sleep infinity"
+    app = machine.run("mistakes-app", ["sh", "-c", script], "--volume", f"{volume}:/data")
+    try:
+        wait_until(lambda: docker("exec", app, "test", "-e", "/data/ready", check=False).code == 0, "files are there")
+        yield Shop(volume, app)
+    finally:
+        machine.remove(app)
+
+
+@pytest.fixture
+def sidecar(request: pytest.FixtureRequest, shop: Shop, make_sidecar: SidecarMaker) -> Iterator[Sidecar]:
+    """Not started yet."""
+    sidecar = make_sidecar(f"mistake-{id(request)}", include=[shop.volume])
+    yield sidecar
+    sidecar.down()
+
+
+def another_engine(s3: S3, prefix: str) -> None:
+    owner = {"format": 1, "kind": "owner", "engine": "ANOTHER", "host": "elsewhere", "since": "2026-01-01T00:00:00Z"}
+    s3.client.put_object(Bucket=BUCKET, Key=f"{prefix}/owner.json", Body=json.dumps(owner).encode())
+
+
+# --- the store does not take it --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "hint"),
+    [
+        ({"S3_BACKUP_BUCKET": "no-such-bucket"}, "bucket no-such-bucket does not exist", "S3_BACKUP_BUCKET"),
+        ({"AWS_SECRET_ACCESS_KEY": "not-the-secret-of-this-key"}, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "nobody-knows-this-key"}, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        (UNREACHABLE, "no connection to http://s3:9", "AWS_ENDPOINT_URL_S3"),
+        (UNREACHABLE | {"AWS_ENDPOINT_URL_S3": "http://no-such-host:8333"}, "http://no-such-host:8333", "AWS_ENDPOINT"),
+    ],
+    ids=["bucket", "secret key", "access key", "port", "host"],
+)
+def test_a_store_that_cannot_be_used_fails_the_run_in_words_and_nobody_is_frozen_for_it(
+    sidecar: Sidecar, shop: Shop, settings: Mapping[str, str], message: str, hint: str
+) -> None:
+    sidecar.up(**settings)
+
+    report = sidecar.report(code=1)
+
+    assert (report["outcome"], report["set"], report["off_host"]) == ("failed", None, False)
+    assert report["stores"]["s3"]["outcome"] == "failed"
+    (reason,) = report["reasons"]
+    assert message in reason["message"]
+    assert hint in reason["hint"]
+    assert reason["store"] == "s3"
+    in_words = sidecar.run_now()
+    assert in_words.code == 1
+    assert message in in_words.out
+    assert hint in in_words.out
+    assert sidecar.events("group_frozen") == []
+    assert not is_paused(shop.app)
+    # The daemon lives on, says that all is not well, and `list` says why it knows of no set.
+    assert inspect(sidecar.name)["RestartCount"] == 0
+    status = sidecar.verb("status", "--json", check=True).json()
+    assert (status["state"], status["healthy"]) == ("idle", False)
+    assert message in status["why"]
+    listed = sidecar.verb("list")
+    assert listed.code == 1
+    assert message in listed.err
+    for secret in ("not-the-secret-of-this-key", "nobody-knows-this-key"):
+        assert secret not in docker("logs", sidecar.name).out + in_words.out + json.dumps(report)
+
+
+def test_a_prefix_of_another_host_is_refused_with_a_way_out(sidecar: Sidecar, shop: Shop, s3: S3) -> None:
+    another_engine(s3, sidecar.prefix)
+    sidecar.up()
+
+    report = sidecar.report(code=1)
+
+    (reason,) = report["reasons"]
+    assert "belongs to host elsewhere" in reason["message"]
+    assert "BACKUP_HOST" in reason["hint"]
+    assert sidecar.events("group_frozen") == []
+    assert s3.keys(sidecar.prefix) == ["owner.json"]
+
+    # The way out.
+    sidecar.up(BACKUP_HOST="this-one")
+    good, _ = sidecar.good_run()
+    assert f"this-one/{good['set']}/manifest.json" in s3.keys(sidecar.prefix)
+
+
+# --- settings that cannot be used ------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_setting_ends_the_container_with_2_and_the_nearest_name(sidecar: Sidecar) -> None:
+    sidecar.up(ready=False, S3_BACKUP_BUCKET=None, S3_BACKUP_BUKET="backups", BACKUP_MAX_PAUSE="soon")
+    (invalid, *_) = wait_until(lambda: sidecar.events("config_invalid"), "it has said what is wrong")
+    assert any("S3_BACKUP_BUKET" in each and "S3_BACKUP_BUCKET?" in each for each in invalid["problems"])
+    assert any("BACKUP_MAX_PAUSE" in each and "'soon'" in each for each in invalid["problems"])
+    wait_until(lambda: inspect(sidecar.name)["State"]["ExitCode"] == 2, "it has left with exit code 2")
+
+
+# --- local sets ------------------------------------------------------------------------------------------------------
+
+
+def local_set(sidecar: Sidecar, script: str) -> str:
+    """What a shell prints in the host's directory of local sets, which may be another user's here."""
+    there = ("run", "--rm", "--volume", f"{sidecar.local_directory}:/sets:ro", "--workdir", "/sets")
+    return docker(*there, HOST_IMAGE, "bash", "-euc", script).out
+
+
+def test_a_local_set_comes_back_by_tar_alone(machine: Machine, sidecar: Sidecar, shop: Shop, tmp_path: Path) -> None:
+    sidecar.up(BACKUP_STORES="local", S3_BACKUP_BUCKET=None)
+    report, _ = sidecar.good_run()
+    assert (report["outcome"], report["off_host"]) == ("good", False)  # accepted explicitly
+    assert sidecar.events("not_off_host") == []
+
+    # Copied to another place, as after the loss of the host.
+    recover = tmp_path / "RECOVER.txt"
+    recover.write_text(local_set(sidecar, f"cat {report['set']}/RECOVER.txt"))
+    new = machine.name("mistakes-restored")
+    directory = ("--volume", f"{sidecar.local_directory}/{report['set']}:/copied:ro", "--workdir", "/copied")
+    command(HERE / "recover-by-hand", recover, shop.volume, new, *directory)
+    oracle = machine.run(
+        "local-oracle", ["sleep", "infinity"], "--volume", f"{shop.volume}:/live:ro", "--volume", f"{new}:/new:ro"
+    )
+    try:
+        live, restored = describe(oracle, "/live", "/new")
+    finally:
+        machine.remove(oracle)
+        docker("volume", "rm", new)
+    assert differences(live, restored) == []
+
+
+def test_without_a_bucket_every_run_warns_that_nothing_is_off_this_host(sidecar: Sidecar) -> None:
+    sidecar.up(S3_BACKUP_BUCKET=None)
+    for _ in range(2):
+        report = sidecar.report(code=3)
+        assert (report["outcome"], report["off_host"]) == ("partial", False)
+        assert [each["code"] for each in report["reasons"]] == ["not_off_host"]
+        assert "BACKUP_STORES=local" in report["reasons"][0]["hint"]
+    assert [each["level"] for each in sidecar.events("not_off_host")] == ["warning"] * 2
+    assert len(sidecar.sets()) == 2
+    in_words = sidecar.run_now()
+    assert in_words.code == 3
+    assert "nothing is off this host" in in_words.out
+
+
+def test_one_of_two_stores_that_fails_leaves_the_others_set_good(sidecar: Sidecar, s3: S3) -> None:
+    sidecar.up(BACKUP_STORES="s3,local", **UNREACHABLE)
+    report = sidecar.report(code=3)
+    assert (report["outcome"], report["off_host"]) == ("partial", False)
+    assert {name: each["outcome"] for name, each in report["stores"].items()} == {"s3": "failed", "local": "good"}
+    assert "no connection" in report["stores"]["s3"]["error"]
+    assert [each["outcome"] for each in report["volumes"]] == ["good"]
+    assert sorted(local_set(sidecar, f"ls {report['set']}").split())[0] == "RECOVER.txt"
+    assert local_set(sidecar, f"gzip -t {report['set']}/*.tar.gz && echo whole") == "whole\n"
+    listed = sidecar.verb("list", "--json")
+    assert listed.code == 3  # sets may be missing from it
+    assert [each["stores"] for each in listed.json()["sets"]] == [["local"]]
+
+    # The store is back: the next set lies in both.
+    sidecar.up(AWS_ENDPOINT_URL_S3=ENDPOINT)
+    good, _ = sidecar.good_run()
+    assert good["off_host"] is True
+    both = {each["set"]: sorted(each["stores"]) for each in sidecar.verb("list", "--json").json()["sets"]}
+    assert both == {report["set"]: ["local"], good["set"]: ["local", "s3"]}
+
+
+RELAY = """
+import socket, threading
+
+def copy(source, sink):
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+    finally:
+        sink.shutdown(socket.SHUT_WR)
+
+listener = socket.create_server(("", 8333))
+while True:
+    client, _ = listener.accept()
+    server = socket.create_connection(("s3", 8333))
+    for ends in ((client, server), (server, client)):
+        threading.Thread(target=copy, args=ends, daemon=True).start()
+"""
+
+
+def test_a_store_that_dies_in_the_middle_of_a_run_costs_its_set_and_no_other(
+    machine: Machine, sidecar: Sidecar, shop: Shop, s3: S3
+) -> None:
+    relay = machine.run(
+        "relay", ["python3", "-c", RELAY], "--network", s3.network, "--network-alias", "store-that-dies"
+    )
+    try:
+        sidecar.up(
+            BACKUP_STORES="s3,local",
+            BACKUP_TEST_STAGE="frozen=hold",
+            AWS_ENDPOINT_URL_S3="http://store-that-dies:8333",
+            AWS_MAX_ATTEMPTS="2",
+        )
+        run = sidecar.begin("--json")
+        with sidecar.held("frozen", run):
+            assert s3.keys(sidecar.prefix) == ["owner.json"]  # it had reached the store
+            machine.remove(relay)
+        done = run.end()
+    finally:
+        machine.remove(relay)
+    report: dict[str, Any] = done.json()
+    assert done.code == 3, done
+    assert {name: each["outcome"] for name, each in report["stores"].items()} == {"s3": "failed", "local": "good"}
+    assert sidecar.events("store_retry")
+    assert [each["store"] for each in sidecar.events("store_failed")] == ["s3"]
+    assert s3.keys(sidecar.prefix) == ["owner.json"]
+    assert not is_paused(shop.app)
