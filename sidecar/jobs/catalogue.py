@@ -97,13 +97,14 @@ def list_files(stores: Mapping[str, Store], set_name: str, volume: str, pattern:
         hint = nearest(volume, found, f"`list {manifest.set}` shows its volumes")
         raise NotFound(f"set {manifest.set} has no volume {volume!r}", hint=hint, volume=volume)
     store = stores[catalogue.holders[manifest.set][0]]
-    files = [
-        _file_json(file)
+    # By path, because some directories stand in the archive twice (docs/FORMAT.md): one line is what a user expects.
+    files = {
+        file.path: _file_json(file)
         for block in read_index(_lines(store, found[volume].index.key))
         for file in block.files
         if pattern is None or fnmatchcase(_text(file.path), pattern.removeprefix("./"))
-    ]
-    return {"set": manifest.set, "volume": volume, "files": sorted(files, key=lambda file: str(file["path"]))}
+    }
+    return {"set": manifest.set, "volume": volume, "files": sorted(files.values(), key=lambda file: str(file["path"]))}
 
 
 def read_document(store: Store, key: str) -> bytes:
