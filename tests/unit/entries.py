@@ -63,6 +63,7 @@ def made_up(draw: st.DrawFn, largest: int = 3000) -> MadeUp:
             link = b"t" * (length % 150 + 1) if kind in (Kind.SYMLINK, Kind.HARD_LINK) else b""
             attributes = ((b"user.number", b"%d" % number),) if length % 2 else ()
             entries.append(Entry(path, Kind(kind), _signature(0, number), link, attributes, (1, number)))
+    entries = draw(st.permutations(entries))  # the order of the archive need not be that of the spool
     entries.sort(key=lambda entry: _OTHERS.index(entry.kind) if entry.kind in _OTHERS else -1)
     return MadeUp(tuple(entries), spool, contents)
 

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.archive.blocks import BlockPlan, Range, plan_blocks
@@ -18,6 +18,7 @@ from tests.unit.entries import MadeUp, made_up
 
 RECORD = 512
 END = 2 * RECORD
+patient = settings(max_examples=60, deadline=None)  # a busy machine proves nothing wrong
 targets = st.one_of(st.integers(1, 40).map(lambda records: records * RECORD), st.integers(1, 20_000))
 
 
@@ -41,6 +42,7 @@ def members(stream: bytes) -> list[tuple[bytes, bytes, bytes | None, int]]:
         return found
 
 
+@patient
 @given(made_up=made_up(), target=targets)
 def test_the_blocks_together_are_the_tar_stream_of_the_entries(made_up: MadeUp, target: int) -> None:
     stream = b"".join(filled(plan, made_up.spool) for plan in plan_blocks(made_up.entries, target=target))
@@ -52,6 +54,7 @@ def test_the_blocks_together_are_the_tar_stream_of_the_entries(made_up: MadeUp, 
     ]
 
 
+@patient
 @given(made_up=made_up(), target=targets)
 def test_boundaries_change_nothing_of_the_stream(made_up: MadeUp, target: int) -> None:
     cut = b"".join(filled(plan, made_up.spool) for plan in plan_blocks(made_up.entries, target=target))
@@ -60,6 +63,7 @@ def test_boundaries_change_nothing_of_the_stream(made_up: MadeUp, target: int) -
     assert cut == filled(whole, made_up.spool)
 
 
+@patient
 @given(made_up=made_up(), records=st.integers(1, 40))
 def test_a_block_exceeds_its_target_by_no_more_than_a_head_or_the_end(made_up: MadeUp, records: int) -> None:
     target = records * RECORD
@@ -71,6 +75,7 @@ def test_a_block_exceeds_its_target_by_no_more_than_a_head_or_the_end(made_up: M
     assert last.raw_length < target + max(largest_head, 1) + END
 
 
+@patient
 @given(made_up=made_up(), target=targets)
 def test_every_entry_is_in_one_block_with_the_offset_of_its_records(made_up: MadeUp, target: int) -> None:
     plans = list(plan_blocks(made_up.entries, target=target))
@@ -83,6 +88,7 @@ def test_every_entry_is_in_one_block_with_the_offset_of_its_records(made_up: Mad
             assert name == b"./" + entry.path
 
 
+@patient
 @given(made_up=made_up(), target=targets)
 @example(  # nothing of the data fits behind the head, and the data ends with a block
     made_up=MadeUp((Entry(b"f", Kind.FILE, Signature(1, 1024, 0, 0, 0, 0, 0)),), bytes(1024), {b"f": bytes(1024)}),

@@ -444,6 +444,19 @@ def test_a_sparse_file_whose_end_moves_while_its_holes_are_sought_is_named(
     assert_others_whole(result)
 
 
+def test_a_sparse_file_that_shrinks_while_it_is_read_leaves_every_byte_behind_it_in_its_place(
+    volume: Path, before: Callable[..., None]
+) -> None:
+    sparse(volume / "m", MEBIBYTE, {65536: b"first" * 1000, 300_000: b"second" * 1000, 700_000: b"third" * 1000})
+    before("preadv", lambda: os.truncate(volume / "m", 66_000), at_offset(65536))
+
+    result = captured(volume)
+
+    assert result.changed == ["m"]
+    assert result.members["./m"] == (bytes(65536) + b"first" * 1000)[:66_000].ljust(MEBIBYTE, b"\0")
+    assert_others_whole(result)
+
+
 def test_an_attribute_that_vanishes_takes_no_other_with_it(volume: Path, before: Callable[..., None]) -> None:
     for name in ("user.a", "user.m", "user.z"):
         os.setxattr(volume / "m", name, name.encode())
@@ -588,6 +601,22 @@ def test_a_tree_deeper_than_the_limit_of_open_files_is_read_whole(tmp_path: Path
     }
     assert {name: content for name, content in result.members.items() if content is not None} == expected
     assert len(result.members) == 3 * levels + 1
+    assert result.changed == []
+
+
+def test_a_tree_that_goes_deep_again_on_its_way_up_is_read_whole(tmp_path: Path) -> None:
+    nested_directories = tmp_path / "volume" / Path(*["m"] * 250)
+    nested_directories.mkdir(parents=True)
+    for level in (240, 180, 120, 60):
+        branch = tmp_path / "volume" / Path(*["m"] * level) / Path(*["n"] * 130)
+        branch.mkdir(parents=True)
+        (branch / "f").write_bytes(b"%d" % level)
+
+    assert measure(os.fspath(tmp_path / "volume")) == (4, 11)
+    result = captured(tmp_path / "volume")
+
+    assert sorted(content for content in result.members.values() if content) == [b"120", b"180", b"240", b"60"]
+    assert len(result.members) == 1 + 250 + 4 * 130 + 4
     assert result.changed == []
 
 

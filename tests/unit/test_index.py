@@ -30,6 +30,8 @@ def lines_of(plans: list[BlockPlan], *, sockets: tuple[bytes, ...] = ()) -> list
     return lines
 
 
+patient = settings(max_examples=50, deadline=None)  # a busy machine proves nothing wrong
+
 SAMPLE = lines_of(
     [
         *plan_blocks([], target=1),
@@ -39,6 +41,7 @@ SAMPLE = lines_of(
 )
 
 
+@patient
 @given(made_up=made_up(), target=st.integers(1, 10_000))
 def test_entries_come_back_as_they_were_also_with_names_that_are_not_utf8(made_up: MadeUp, target: int) -> None:
     plans = list(plan_blocks(made_up.entries, target=target))
@@ -124,13 +127,14 @@ json_values = st.recursive(
 )
 
 
+@patient
 @given(line=st.integers(0, len(SAMPLE) - 1), value=st.one_of(json_values.map(json.dumps).map(str.encode), st.binary()))
 def test_no_nonsense_in_place_of_a_line_raises_anything_but_set_invalid(line: int, value: bytes) -> None:
     with pytest.raises(SetInvalid):
         list(read_index([*SAMPLE[:line], value, *SAMPLE[line + 1 :]]))
 
 
-@settings(max_examples=200)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_torn_or_flipped_index_file_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     whole = gzip.compress(b"".join(SAMPLE), mtime=0)

@@ -46,7 +46,7 @@ totals = st.one_of(
 guesses = st.sampled_from([0.1, 0.5, 1.0, 2.0, 10.0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @example(store="AWS", total=5 * TEBIBYTE, sizes=[LARGEST_BLOCK], guess=0.1)
 @example(store="Scaleway", total=600 * GIBIBYTE, sizes=[LARGEST_BLOCK], guess=0.1)
 @example(store="Scaleway", total=3600 * GIBIBYTE, sizes=[LARGEST_BLOCK], guess=1.0)

@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sidecar.archive.entry import Entry, Extent, Kind, Signature
@@ -19,6 +19,7 @@ from sidecar.archive.records import END_OF_ARCHIVE, RECORD, acl_text, head, padd
 
 NANOSECONDS = 1_000_000_000
 GIBIBYTE = 1024**3
+patient = settings(deadline=None)  # a busy machine proves nothing wrong
 
 
 def entry(path: bytes = b"f", kind: Kind = Kind.FILE, **facts: object) -> Entry:
@@ -64,6 +65,7 @@ times = st.integers(-(2**34) * NANOSECONDS, 2**34 * NANOSECONDS)  # ext4's reach
 ids = st.one_of(st.integers(0, 2**32 - 2), st.sampled_from([0o7777777, 0o7777777 + 1]))
 
 
+@patient
 @given(path=paths, mode=st.integers(0, 0o7777), uid=ids, gid=ids, mtime_ns=times, size=st.integers(0, 2**62))
 @example(path=b"f", mode=0, uid=0, gid=0, mtime_ns=-1, size=0o77777777777)
 @example(path=b"f", mode=0, uid=0, gid=0, mtime_ns=(0o77777777777 + 1) * NANOSECONDS, size=0o77777777777 + 1)
@@ -82,6 +84,7 @@ def test_tarfile_reads_back_what_a_file_is(
     assert member.offset_data == len(records)
 
 
+@patient
 @given(path=st.one_of(st.just(b""), paths))
 def test_a_directory_keeps_its_name_whatever_its_length(path: bytes) -> None:
     member = parse(head(entry(path, Kind.DIRECTORY)) + END_OF_ARCHIVE)
@@ -90,6 +93,7 @@ def test_a_directory_keeps_its_name_whatever_its_length(path: bytes) -> None:
     assert member.isdir()
 
 
+@patient
 @given(path=paths, target=targets)
 def test_a_symlink_keeps_its_target_whatever_its_length_and_bytes(path: bytes, target: bytes) -> None:
     member = parse(head(entry(path, Kind.SYMLINK, link=target)) + END_OF_ARCHIVE)
@@ -98,6 +102,7 @@ def test_a_symlink_keeps_its_target_whatever_its_length_and_bytes(path: bytes, t
     assert member.issym()
 
 
+@patient
 @given(path=paths, first=paths)
 def test_a_hard_link_names_its_first_path_as_the_archive_does_and_has_no_data(path: bytes, first: bytes) -> None:
     member = parse(head(entry(path, Kind.HARD_LINK, link=first, size=1000)) + END_OF_ARCHIVE)
@@ -107,6 +112,7 @@ def test_a_hard_link_names_its_first_path_as_the_archive_does_and_has_no_data(pa
     assert int(head(entry(path, Kind.HARD_LINK, link=first, size=1000))[-RECORD + 124 :][:11], 8) == 0
 
 
+@patient
 @given(major=st.integers(0, 4095), minor=st.integers(0, 1_048_575))
 def test_device_numbers_are_kept(major: int, minor: int) -> None:
     for kind, is_kind in ((Kind.CHARACTER_DEVICE, tarfile.TarInfo.ischr), (Kind.BLOCK_DEVICE, tarfile.TarInfo.isblk)):
@@ -119,6 +125,7 @@ def test_device_numbers_are_kept(major: int, minor: int) -> None:
 names = st.binary(min_size=1, max_size=255).filter(lambda name: b"\0" not in name).map(lambda name: b"user." + name)
 
 
+@patient
 @given(attributes=st.dictionaries(names, st.binary(max_size=300), min_size=1, max_size=8))
 @example(attributes={b"user." + b"n" * name: bytes(value) for name in (1, 80) for value in range(60, 120)})
 @example(attributes={b"user.n": b"\n12 path=evil\n"})
@@ -141,6 +148,7 @@ def test_the_length_of_a_record_counts_its_own_digits(value: int) -> None:
     assert keywords == {b"SCHILY.xattr.user.n": b"v" * value}
 
 
+@patient
 @given(mtime_ns=times)
 def test_times_are_decimal_seconds_to_the_nanosecond_and_only_where_the_header_cannot_hold_them(mtime_ns: int) -> None:
     records = head(entry(mtime_ns=mtime_ns))
@@ -159,6 +167,7 @@ acl_entries = st.lists(
 )
 
 
+@patient
 @given(named=acl_entries)
 def test_an_acl_is_written_in_the_short_text_form_with_numbers(named: list[tuple[int, int, int]]) -> None:
     base = [(0x01, 6, 2**32 - 1), (0x04, 5, 2**32 - 1), (0x10, 7, 2**32 - 1), (0x20, 0, 2**32 - 1)]
@@ -206,6 +215,7 @@ def sparse_files(draw: st.DrawFn) -> tuple[int, tuple[Extent, ...]]:
     return offset + draw(st.integers(0, 5000)), tuple(extents)
 
 
+@patient
 @given(path=paths, sparse=sparse_files())
 @example(path=b"f", sparse=(5000, ()))
 @example(path=b"n" * 200, sparse=(10, (Extent(3, 4),)))

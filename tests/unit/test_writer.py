@@ -62,7 +62,7 @@ def written(
     return delivered, list(read_index_file(here / "index")), summary
 
 
-@settings(max_examples=60)
+@settings(max_examples=30, deadline=None)
 @given(
     made_up=made_up(largest=20_000), target=st.integers(1, 30_000), level=st.integers(0, 3), threads=st.integers(1, 3)
 )

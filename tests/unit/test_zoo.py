@@ -224,6 +224,31 @@ def test_the_index_knows_every_entry_and_the_sockets(zoo: Zoo) -> None:
     assert zoo.packed.captured.changed == []
 
 
+def test_the_capabilities_of_the_container_suffice_for_all_but_trusted_attributes(zoo: Zoo, tmp_path: Path) -> None:
+    packing = "import sys; from pathlib import Path; from tests.unit.trees import pack; pack(*map(Path, sys.argv[1:]))"
+    confined = ["setpriv", "--bounding-set=-all,+dac_read_search", "--inh-caps=-all", "--no-new-privs", sys.executable]
+    refused = subprocess.run(
+        [*confined, "-c", "import os, sys; os.chown(sys.argv[1], 1, 1)", tmp_path], capture_output=True, check=False
+    )
+    assert b"PermissionError" in refused.stderr  # it is confined indeed
+
+    subprocess.run([*confined, "-c", packing, zoo.root, tmp_path / "set"], cwd=Path(__file__).parents[2], check=True)
+
+    assert contents(tmp_path / "set" / "v.tar.gz") == contents(zoo.packed.archive)
+
+
+def contents(archive: Path) -> dict[str, tuple[Any, ...]]:
+    """What tarfile reads, but for attributes that only CAP_SYS_ADMIN can see."""
+    read = {}
+    with tarfile.open(archive, "r:gz") as members:
+        for member in members:
+            source = members.extractfile(member) if member.isreg() and member.size < GIBIBYTE else None
+            headers = {k: v for k, v in member.pax_headers.items() if not k.startswith("SCHILY.xattr.trusted.")}
+            facts = (member.type, member.mode, member.uid, member.gid, member.size, member.linkname, member.mtime)
+            read[member.name] = (*facts, headers, source.read() if source else None)
+    return read
+
+
 def test_a_sparse_file_of_10_gb_costs_no_more_than_its_data(zoo: Zoo) -> None:
     assert zoo.described[b"./holes/10 GB"]["size"] == SPARSE_SIZE
     assert zoo.packed.captured.bytes_read < 3 * 1024 * 1024
