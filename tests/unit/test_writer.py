@@ -114,6 +114,18 @@ def file_of(size: int, position: int = 0) -> Entry:
     return Entry(b"f%d" % position, Kind.FILE, Signature(1, size, 0o644, 0, 0, 0, 0), position=position)
 
 
+def test_files_may_be_archived_in_another_order_than_they_lie_in_the_spool(tmp_path: Path) -> None:
+    content = b"".join(bytes([number]) * 1000 for number in range(10))
+    order = (3, 4, 0, 9, 8, 1)
+    made = MadeUp(tuple(file_of(1000, 1000 * number) for number in order), content, {})
+
+    archive = b"".join(written(made, tmp_path)[0])
+
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as members:
+        read = [members.extractfile(member).read() for member in members]
+    assert read == [bytes([number]) * 1000 for number in order]
+
+
 def test_the_same_capture_makes_the_same_bytes_however_many_threads(tmp_path: Path) -> None:
     content = os.urandom(20 * 1024 * 1024)
     one = MadeUp((file_of(len(content)),), content, {})
