@@ -41,12 +41,12 @@ LABEL backup.role=sidecar
 # Log lines must leave at once, and the read-only root file system takes no bytecode.
 ENV PATH=/opt/sidecar/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LANG=C.UTF-8
 # Mount points; with a read-only root file system they could not be made later.
-RUN mkdir -p /state /run/backup /data/backups /volumes
+RUN mkdir -p /state /run/backup /data/backups /volumes /compose
 COPY --from=packages /opt/sidecar /opt/sidecar
 COPY --from=code /tree/ /
 # Healthy means backed up: the last run was good and none is overdue. It costs a quarter of a second of CPU each time, and
 # its answer changes a few times a day at most.
-HEALTHCHECK --interval=2m --timeout=30s --start-period=3m --retries=2 CMD ["status", "--check"]
+HEALTHCHECK --interval=60s --timeout=30s --start-period=3m --retries=2 CMD ["status", "--check"]
 # Root, but with no capability other than DAC_READ_SEARCH (docker-compose.backup.yml): a volume's files belong to any user.
 ENTRYPOINT ["sidecar"]
 CMD ["daemon"]

@@ -655,6 +655,11 @@ _COMPOSE = frozenset({"BACKUP_DOCKER_HOST", "BACKUP_PROPAGATION", "DOCKER_SOCKET
 
 _OWN = {setting.name: setting for setting in SETTINGS}
 _KNOWN = frozenset(_OWN) | {f"{name}_FILE" for name in _OWN} | _BOTO3 | _DOCKER | _COMPOSE | {TEST_STAGE.name}
+_READ = frozenset(_OWN) | {f"{name}_FILE" for name in _OWN}
+# What Compose itself takes out of .env: it means something else there, or is not handed on.
+_COMPOSE_ONLY = _COMPOSE | {"BACKUP_LOCAL_DIR", "DOCKER_HOST"}
+_ASSIGNMENT = re.compile(r"^[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*[^\s#]", re.MULTILINE)
+DOTENV = "/compose/.env"  # where docker-compose.backup.yml mounts its own directory
 _NAMESPACES = ("BACKUP_", "NOTIFY_", "S3_BACKUP")
 _DOCUMENT = "docs/SETTINGS.md lists every setting"
 
@@ -694,10 +699,19 @@ def near_miss(name: str) -> str | None:
     return next((known for known in _OWN if sorted(known.split("_")) == words), None)
 
 
-def _strangers(environ: Mapping[str, str], *, bucket_known: bool) -> tuple[list[str], list[str]]:
+def _names_in_dotenv(read_file: Callable[[str], str]) -> set[str]:
+    """The names that have a value in the file `.env` beside the Compose file; none where it is not mounted."""
+    try:
+        text = read_file(DOTENV)
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return set(_ASSIGNMENT.findall(text))
+
+
+def _strangers(names: set[str], *, bucket_known: bool) -> tuple[list[str], list[str]]:
     """Problems and warnings for names that nobody here reads."""
     problems, warnings = [], []
-    for name in sorted(set(environ) - _KNOWN):
+    for name in sorted(names - _KNOWN):
         if meant := near_miss(name):
             problems.append(f"{name} is not a known setting; did you mean {meant}?")
         elif name.startswith(_NAMESPACES):
@@ -730,7 +744,8 @@ class _Given(NamedTuple):
 def load(environ: Mapping[str, str], read_file: Callable[[str], str]) -> Settings:
     """Read every setting.
 
-    read_file: a path -> its text; raises OSError or UnicodeDecodeError. An empty variable counts as not set.
+    read_file: a path -> its text; raises OSError or UnicodeDecodeError. An empty variable counts as not set. Names that
+    stand in DOTENV are checked too, because Compose hands on only those that it knows: a slip of letters would be lost.
     Raises ConfigInvalid with every mistake there is.
     """
     given, problems = _given(environ, read_file)
@@ -742,7 +757,13 @@ def load(environ: Mapping[str, str], read_file: Callable[[str], str]) -> Setting
         except ValueError as exc:
             problems.append(f"{source} is {_shown(setting, text or '')}: {exc}; accepted: {setting.accepted}")
     problems += _contradictions(given, values)
-    strange, warnings = _strangers(environ, bucket_known="S3_BACKUP_BUCKET" in given)
+    written = _names_in_dotenv(read_file)
+    strange, warnings = _strangers(written | set(environ), bucket_known="S3_BACKUP_BUCKET" in given)
+    warnings += [
+        f"{name} is set in .env but not in this container: `up -d` again, or hand it on in an override file"
+        for name in sorted(written - _COMPOSE_ONLY)
+        if name in _READ and name not in environ
+    ]
     if problems or strange:
         raise ConfigInvalid([*problems, *strange], hint=_DOCUMENT)
     for name in ("schedule", "verify_schedule", "drill_schedule"):

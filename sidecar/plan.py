@@ -9,7 +9,7 @@ import difflib
 import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -145,6 +145,10 @@ def make_plan(selection: Selection, around: Surroundings) -> Plan:
                 warnings.append(f"volume {volume.name} is left out: {verdict.why}; {verdict.hint}")
         else:
             chosen.append(verdict)
+    for name in selection.named:
+        overruled = _left_out(next(v for v in around.volumes if v.name == name), replace(selection, named=()), around)
+        if overruled and overruled.code != "own_volume":
+            warnings.append(f"volume {name} is backed up because it was named, although {overruled.why}")
     if not selection.named:
         missing, idle = _matching_nothing(selection.include, around.volumes)
         skipped += missing
@@ -159,7 +163,10 @@ def make_plan(selection: Selection, around: Surroundings) -> Plan:
     return Plan(
         _groups(chosen, others, selection.quiesce, around.protected),
         tuple(skipped),
-        _unprotected(others, around.volumes, {planned.volume.name for planned in chosen}, selection.exclude),
+        # Who names a volume asks about that volume, and not about what others do not protect.
+        ()
+        if selection.named
+        else _unprotected(others, around.volumes, {planned.volume.name for planned in chosen}, selection.exclude),
         tuple(warnings),
     )
 
@@ -348,7 +355,7 @@ def _quiesced(container: Container, default: Quiesce, protected: Mapping[str, st
     label = _quiesce_label(container)
     if label in tuple(Quiesce):
         return PlannedContainer(container, Quiesce(label), f"label {_LABEL_QUIESCE}")
-    return PlannedContainer(container, default, "by default")
+    return PlannedContainer(container, default, "by default" if default is Quiesce.PAUSE else "BACKUP_QUIESCE")
 
 
 def _quiesce_label(container: Container) -> str:

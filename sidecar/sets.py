@@ -105,6 +105,15 @@ class SetGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingVolume:
+    """A volume that should be in the set and is not; why: what failed, hint: the operator's next step."""
+
+    volume: str
+    why: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What makes a set a set: written last, deleted first. time: RFC 3339, when the run began."""
 
@@ -116,6 +125,7 @@ class Manifest:
     version: str
     volumes: tuple[SetVolume, ...]
     groups: tuple[SetGroup, ...] = ()
+    missing: tuple[MissingVolume, ...] = ()
     reasons: tuple[Reason, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -137,6 +147,10 @@ class Manifest:
                 version=_text(document["version"]),
                 volumes=tuple(_volume(v) for v in _list(document["volumes"])),
                 groups=tuple(_group(g) for g in _list(document["groups"])),
+                missing=tuple(
+                    MissingVolume(_text(m["volume"]), _text(m["why"]), _text(m["hint"]))
+                    for m in _list(document["missing"])
+                ),
                 reasons=tuple(_reason(r) for r in _list(document["reasons"])),
                 tags=_texts(document["tags"]),
             )
@@ -179,6 +193,7 @@ def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
         f"RECOVER {manifest.set}",
         "",
         f"Backup of host {manifest.host}, begun {manifest.time}, outcome {manifest.outcome}.",
+        *(f"NOT in this set: {_in_one_line(m.volume)}: {_in_one_line(m.why)}" for m in manifest.missing),
         "Everything here is a plain .tar.gz. You need GNU tar (as root)" + (" and the AWS CLI." if from_s3 else "."),
         "Do not use Python's tarfile in mode r|gz: it reads only the first part, and says nothing.",
         "",

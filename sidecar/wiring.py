@@ -39,6 +39,7 @@ from sidecar.stores.s3 import S3Settings, S3Store
 
 STATE = Path("/state")
 _JOURNAL = "journal.json"
+_WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 _UNIX = "unix://"
 
 
@@ -125,7 +126,7 @@ class _Jobs:
         return self._discovery(()).as_json() | {"stores": stores}
 
     def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
-        stores = self._stores(threading.Event())
+        stores = {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in self._bare_stores.items()}
         if set_name is None or volume is None:
             return list_sets(stores, set_name)
         return list_files(stores, set_name, volume, pattern)

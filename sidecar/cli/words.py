@@ -235,6 +235,10 @@ class Words:
             ],
             right=("files", "size", "archive"),
         )
+        for name, why in described.get("missing", {}).items():
+            self.line(f"  NOT in this set: {name}: {why}", "yellow")
+        for name, paths in described.get("changed_files", {}).items():
+            self.line(f"  {name}: changed while frozen: {_some(paths)}", "yellow")
 
     def _files(self, files: Sequence[dict[str, Any]]) -> None:
         self.table(

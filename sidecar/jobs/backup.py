@@ -258,6 +258,7 @@ class _Run:
             version=self._tools.version,
             volumes=tuple(ledger.set_volumes),
             groups=tuple(ledger.set_groups),
+            missing=ledger.missing(),
             reasons=tuple(ledger.reasons),
             tags=dict(self._tags),
         )

@@ -71,6 +71,8 @@ def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str,
                     v.volume: {"archive_bytes": v.archive.size, "raw_bytes": v.raw_bytes, "files": v.files}
                     for v in manifest.volumes
                 },
+                "missing": {missing.volume: missing.why for missing in manifest.missing},
+                "changed_files": {v.volume: list(v.changed_files) for v in manifest.volumes if v.changed_files},
                 "tags": dict(manifest.tags),
                 "keep": False,
                 "verified": None,

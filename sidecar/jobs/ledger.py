@@ -17,6 +17,8 @@ from sidecar.model import Volume
 from sidecar.plan import Group, Plan
 from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, VolumeReport, rfc3339, worst
 
+# Reasons that hold in every run until the user changes something.
+_STANDING = ("unprotected_mount", "not_off_host", "no_volumes")
 _LEVELS = {Outcome.GOOD: logging.INFO, Outcome.PARTIAL: logging.WARNING}
 
 
@@ -59,7 +61,7 @@ class Ledger:
             self.because(skipped.code, f"volume {skipped.volume}: {skipped.why}", skipped.hint, skipped.volume)
             self.volumes.append(VolumeReport(skipped.volume, Outcome.FAILED, error=skipped.why, hint=skipped.hint))
         for mount in plan.unprotected:
-            hint = "make it a named volume, or add its source to BACKUP_EXCLUDE to accept that"
+            hint = "make it a named volume; to accept it, name its source in BACKUP_EXCLUDE or label its container"
             self.event("unprotected_mount", container=mount.container, mount=mount.mount, error=mount.why, hint=hint)
             self.because("unprotected_mount", f"{mount.container}:{mount.mount} is not backed up: {mount.why}", hint)
         if not plan.groups:
@@ -105,7 +107,7 @@ class Ledger:
         self, volume: Volume, group: str, captured: Capture, summary: ArchiveSummary, index: sets.StoredObject
     ) -> None:
         """Note a finished archive."""
-        changed = tuple(path.decode(errors="backslashreplace") for path in captured.changed)
+        changed = tuple(path.decode(errors="backslashreplace") or "." for path in captured.changed)
         for path in changed:
             self.event("file_changed", volume=volume.name, group=group, path=path)
         if changed:
@@ -167,6 +169,11 @@ class Ledger:
         """Note a fault that ends the run."""
         self.reasons.append(Reason.of(error))
 
+    def missing(self) -> tuple[sets.MissingVolume, ...]:
+        """The volumes that should be in the set and are not."""
+        failed = [volume for volume in self.volumes if volume.outcome is Outcome.FAILED]
+        return tuple(sets.MissingVolume(each.volume, each.error or "", each.hint or "") for each in failed)
+
     def outcome_of_volumes(self) -> Outcome:
         """What the manifest says: whether everything that should be in the set is, whole."""
         verdict = worst(volume.outcome for volume in self.volumes)
@@ -179,6 +186,8 @@ class Ledger:
                 self.reasons.append(
                     Reason("store_failed", f"store {name}: {store.error}", store.hint or "", None, name)
                 )
+        # What decided comes first: who reads one line only should read that one.
+        self.reasons.sort(key=lambda reason: reason.code in _STANDING)
         committed = any(store.outcome is Outcome.GOOD for store in stores.values())
         outcome = self._outcome(committed)
         report = RunReport(

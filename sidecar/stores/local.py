@@ -294,9 +294,7 @@ class LocalStore:
         what = f"{key} in {self.location}: {os.strerror(error.errno or 0)}"
         match error.errno:
             case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-                return StoreFull(
-                    what, hint=f"free space on the disk of {self._root}, or keep fewer local sets", store=self.name
-                )
+                return StoreFull(what, hint=f"free space on the disk of {self._root}", store=self.name)
             case errno.EACCES | errno.EPERM | errno.EROFS:
                 return StoreDenied(what, hint=f"let the sidecar write to {self._root}", store=self.name)
             case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.ELOOP if os.path.isdir(self._root):

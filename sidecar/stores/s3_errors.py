@@ -155,7 +155,7 @@ def _from_answer(  # noqa: C901, PLR0911, PLR0912 a table, read from top to bott
     if code in _DAMAGED:
         return ChecksumMismatch(said, hint="run again; when it comes back, test this machine's memory", store=store)
     if code in _FULL or status == 507:
-        return StoreFull(said, hint="free space in the store, raise its quota, or keep fewer sets", store=store)
+        return StoreFull(said, hint="free space in the store, or raise its quota", store=store)
     if code == "InvalidObjectState":
         return StoreError(said, hint="bring the object back from its archive storage class first", store=store)
     if status == 412 or code == "PreconditionFailed":

@@ -261,6 +261,21 @@ def test_a_group_that_fails_leaves_the_others_in_the_set(shop: Shop) -> None:
     manifest = json.loads(_read(shop.stores["memory"], f"{report.set}/manifest.json"))
     assert [v["volume"] for v in manifest["volumes"]] == ["other"]
     assert manifest["outcome"] == "partial"
+    assert {(m["volume"], m["why"]) for m in manifest["missing"]} == {
+        (n, "db cannot be frozen") for n in ("db", "files")
+    }
+    (listed,) = list_sets(shop.stores)["sets"]
+    assert set(listed["missing"]) == {"db", "files"}
+    recover = _read(shop.stores["memory"], f"{report.set}/RECOVER.txt").decode()
+    assert "NOT in this set: db: 'db cannot be frozen'" in recover
+
+
+def test_what_decided_is_the_first_reason(shop: Shop) -> None:
+    shop.engine.run("web", binds={"/srv/www": "/www"})
+    shop.engine.fail("pause", "db", FreezeFailed("db cannot be frozen"), times=1000)
+    report = shop.run()
+    assert [reason.code for reason in report.reasons] == ["freeze_failed", "unprotected_mount"]
+    assert shop.of("run_failed")[0]["error"] == "db cannot be frozen"
 
 
 def test_a_spool_too_small_is_found_before_anything_is_frozen(shop: Shop) -> None:

@@ -399,6 +399,29 @@ def test_who_asks_for_encryption_never_gets_plain_archives():
         assert "does not encrypt" in problem
 
 
+# --- .env, of which Compose hands on only the names that it knows ---------------------------------------------------
+
+
+def test_a_slip_of_letters_in_dotenv_is_a_mistake_though_it_never_reaches_the_container():
+    text = "# ours\nS3_BACKUP_BUKET=sets\nexport BACKUP_SHEDULE = 0 4 * * *\nPOSTGRES_PASSWORD=x\n"
+    found = problems({config.DOTENV: text})
+    assert found == (
+        "BACKUP_SHEDULE is not a known setting; did you mean BACKUP_SCHEDULE?",
+        "S3_BACKUP_BUKET is not a known setting; did you mean S3_BACKUP_BUCKET?",
+    )
+
+
+def test_a_setting_in_dotenv_that_did_not_reach_the_container_is_warned_about():
+    text = "BACKUP_SCHEDULE=0 4 * * *\nBACKUP_KEEP_S3=\nBACKUP_LOCAL_DIR=/srv/sets\nAWS_SECRET_ACCESS_KEY_FILE=/run/s\n"
+    warnings = load({config.DOTENV: text}).warnings
+    assert [warning.split()[0] for warning in warnings] == ["AWS_SECRET_ACCESS_KEY_FILE", "BACKUP_SCHEDULE"]
+    assert load({config.DOTENV: "BACKUP_SCHEDULE=0 4 * * *"}, BACKUP_SCHEDULE="0 4 * * *").warnings == ()
+
+
+def test_other_names_in_dotenv_are_nobodys_business():
+    assert load({config.DOTENV: "COMPOSE_PROJECT_NAME=shop\nDOCKER_SOCKET=/x\nTZX=1\n"}).warnings == ()
+
+
 # --- what does not exist yet ------------------------------------------------------------------------------------------
 
 EXPLICIT = {

@@ -242,7 +242,7 @@ def test_a_dependent_is_quiesced_as_its_label_says_else_as_the_setting_says() ->
     )
 
     assert quiesced(made, "db") == {
-        "a": ("stop", "by default"),
+        "a": ("stop", "BACKUP_QUIESCE"),
         "b": ("none", "label backup.quiesce"),
         "c": ("pause", "label backup.quiesce"),
     }
@@ -321,8 +321,23 @@ def test_a_pattern_of_backup_include_that_matches_nothing_is_warned_of() -> None
     assert ["pg*" in warning for warning in made.warnings] == [True]
 
 
+def test_a_named_volume_that_the_settings_leave_out_is_backed_up_and_that_is_said() -> None:
+    made = plan(volume("db"), volume("web"), exclude=("db",), named=("db",))
+
+    assert [v.volume.name for group in made.groups for v in group.volumes] == ["db"]
+    (warning,) = made.warnings
+    assert "db is backed up because it was named, although BACKUP_EXCLUDE names it" in warning
+
+
+def test_a_run_of_named_volumes_does_not_complain_about_what_others_do_not_protect() -> None:
+    app = container("app", named("db"), bind("/srv/www"))
+
+    assert plan(volume("db"), app).unprotected
+    assert plan(volume("db"), app, named=("db",)).unprotected == ()
+
+
 def test_what_backup_include_misses_does_not_concern_a_run_of_named_volumes() -> None:
-    made = plan(volume("db"), include=("pg*", "gone"), named=("db",))
+    made = plan(volume("db"), include=("db", "pg*", "gone"), named=("db",))
 
     assert made.warnings == ()
     assert not any(skipped.failed for skipped in made.skipped)
