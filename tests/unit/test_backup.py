@@ -18,7 +18,7 @@ import pytest
 from sidecar.archive.spool import SpoolSpace
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.journal import Journal
-from sidecar.errors import EngineDenied, FreezeFailed, NotFound, StoreDenied, StoreUnreachable
+from sidecar.errors import EngineDenied, NotFound, StoreDenied, StoreUnreachable
 from sidecar.events import EVENTS, Progress
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
@@ -250,7 +250,7 @@ def test_a_group_that_fails_leaves_the_others_in_the_set(shop: Shop) -> None:
     shop.engine.add_volume("other")
     shop.engine.run("lonely", volumes={"other": "/data"})
     shop.data("other").mkdir(parents=True)
-    shop.engine.fail("pause", "db", FreezeFailed("db cannot be frozen"), times=1000)
+    shop.engine.fail("pause", "db", EngineDenied("db cannot be frozen"))
     report = shop.run()
     assert report.outcome is Outcome.PARTIAL
     assert {v.volume: v.outcome for v in report.volumes} == {
@@ -272,9 +272,9 @@ def test_a_group_that_fails_leaves_the_others_in_the_set(shop: Shop) -> None:
 
 def test_what_decided_is_the_first_reason(shop: Shop) -> None:
     shop.engine.run("web", binds={"/srv/www": "/www"})
-    shop.engine.fail("pause", "db", FreezeFailed("db cannot be frozen"), times=1000)
+    shop.engine.fail("pause", "db", EngineDenied("db cannot be frozen"))
     report = shop.run()
-    assert [reason.code for reason in report.reasons] == ["freeze_failed", "unprotected_mount"]
+    assert [reason.code for reason in report.reasons] == ["engine_denied", "unprotected_mount"]
     assert shop.of("run_failed")[0]["error"] == "db cannot be frozen"
 
 

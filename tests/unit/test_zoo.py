@@ -273,6 +273,7 @@ def test_2000_nested_directories_are_named_alike_by_bsdtar_and_python(deep: Zoo)
     assert members == {path: node["size"] or 0 for path, node in deep.described.items()}
 
 
+@pytest.mark.slow
 def test_100_000_small_files_come_back_with_their_content_owners_modes_and_times(roomy: Path) -> None:
     count, of_a_directory = 100_000, 500
     volume = roomy / "volume"
