@@ -36,9 +36,10 @@ venv: # the test environment, as the lock says
 test: ## all tests, on a real engine, real databases, a real S3 server
 	@$(MACHINE)/run-tests -m "not ceph"
 
-test-fast: venv ## unit and contract tests without an engine
+test-fast: venv ## unit and contract tests without an engine, about a minute
 	@$(MACHINE)/host-tools || [ $$? = 69 ]
-	@$(PYTHON) -m pytest tests/unit tests/contract -m "not engine and not ceph and not slow"
+	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile tests/unit tests/contract \
+	  -m "not engine and not ceph and not slow"
 
 test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it installs (Debian, as root)
 	@$(MACHINE)/ceph-packages

@@ -220,8 +220,10 @@ class _Run:
         volume = planned.volume.name
         key = sets.archive_key(self.ledger.set, volume)
         index_path = self._space.path(volume, ".index")
+        # The most that it can become: data that does not compress, and up to four records before each entry.
+        expected = captured.bytes_read + 2048 * (len(captured.files) + len(captured.others))
         for consignment in self._alive():
-            consignment.begin(key, expected=captured.bytes_read)
+            consignment.begin(key, expected=expected)
         summary = write_archive(
             captured,
             self._deliver,
