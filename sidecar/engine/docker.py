@@ -432,7 +432,8 @@ def _event(facts: Mapping[str, Any]) -> ContainerEvent | None:
     if facts["Type"] != "container":
         return None
     action = facts["Action"].partition(":")[0]  # "exec_create: /bin/sh -c ...", "health_status: healthy"
-    return ContainerEvent(action, actor["ID"], attributes.get("name", ""), attributes.get(ROLE_LABEL, ""))
+    name, role = attributes.get("name", ""), attributes.get(ROLE_LABEL, "")
+    return ContainerEvent(action, actor["ID"], name, role, at=facts.get("timeNano", 0))
 
 
 def _text(path: Path) -> str:

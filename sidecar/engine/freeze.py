@@ -150,8 +150,11 @@ class _Hold:
     unsure: bool = False
     # Our own request thawed it, so nobody else had.
     undisturbed: bool = False
+    # From the answer to our freeze to our request to thaw, in seconds.
+    held: float = float("inf")
     released_at: float | None = None
     trouble: Exception | None = None
+    _frozen_at: float | None = None
     _closed: threading.Event = field(default_factory=threading.Event)
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
@@ -177,6 +180,7 @@ class _Hold:
                         raise
                     sleep(0.05)
                 else:
+                    self._frozen_at = self.clock()
                     return
 
     def release(self) -> None:
@@ -214,6 +218,8 @@ class _Hold:
 
     def _thaw(self) -> None:
         undo = self.engine.unpause if self.action is Quiesce.PAUSE else self.engine.start
+        if self._frozen_at is not None and self.released_at is None:
+            self.held = self.clock() - self._frozen_at
         try:
             thawed = undo(self.before.id)
         except ContainerGone:
@@ -398,7 +404,7 @@ class Frozen:
                 f"whether {self._terms.group} stayed frozen cannot be known: {self._log.message}", hint=self._log.hint
             ) from self._log
         for hold in self._scene.holds:
-            events = disturbance(self._log, hold.before.id, hold.action)
+            events = disturbance(self._log, hold.before.id, hold.action, hold.held)
             if events or not hold.undisturbed:
                 raise _broken(hold.before.name, f"did not stay frozen (events: {', '.join(events) or 'thawed before'})")
         for container in self._scene.as_found:

@@ -20,7 +20,8 @@ class ContainerEvent:
 
     action: its first word (`start`, `die`, `pause`, `unpause`, `exec_create`, `health_status`, ...); container: the ID;
     role: the container's `backup.role`, empty where it is not ours; mounted: what it got, with `mount` alone (which
-    tells neither name nor role, and the mount's source neither).
+    tells neither name nor role, and the mount's source neither). at: nanoseconds on the engine's clock, good for the
+    time between two events; 0 where it is not known.
     """
 
     action: str
@@ -28,6 +29,7 @@ class ContainerEvent:
     name: str
     role: str = ""
     mounted: Mount | None = None
+    at: int = 0
 
 
 class Watch(Protocol):

@@ -230,11 +230,14 @@ def test_our_own_freeze_and_thaw_disturb_nothing(rig: Rig, action: Quiesce) -> N
     with rig.engine.watch() as watch:
         if action is Quiesce.PAUSE:
             rig.engine.pause(app.id)
+            frozen_at = time.monotonic()
+            held = time.monotonic() - frozen_at
             rig.engine.unpause(app.id)
         else:
             rig.engine.stop(app.id, timeout=0)
+            held = 0.0
             rig.engine.start(app.id)
-        assert disturbance(watch.events(), app.id, action) == []
+        assert disturbance(watch.events(), app.id, action, held) == []
 
 
 def test_more_events_than_the_engine_keeps_are_all_seen_or_refused(rig: Rig) -> None:
