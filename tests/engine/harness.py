@@ -18,9 +18,10 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +185,13 @@ class Compose:
 
     def wait_healthy(self) -> None:
         for identifier in self("ps", "-q").out.split():
-            wait_until(lambda one=identifier: _is_well(one), f"{identifier} is healthy", timeout=240)
+            wait_until(partial(_is_well, identifier), f"{identifier} is healthy", timeout=240)
 
 
 def _is_well(container: str) -> bool:
     state = inspect(container)["State"]
     assert state["Status"] in ("created", "running"), docker("logs", "--tail", "20", container)
-    return state["Status"] == "running" and state.get("Health", {"Status": "healthy"})["Status"] == "healthy"
+    return (state["Status"], state.get("Health", {}).get("Status", "healthy")) == ("running", "healthy")
 
 
 class S3:
@@ -332,9 +333,9 @@ class Sidecar:
 
     # --- its life ----------------------------------------------------------------------------------------------------
 
-    def up(self, *, ready: bool = True, **changes: str | None) -> None:
+    def up(self, settings: Mapping[str, str] | None = None, *, ready: bool = True, **changes: str | None) -> None:
         """Start it, or start it anew with changed settings (None takes one away): its state stays, its log does not."""
-        for name, value in changes.items():
+        for name, value in [*(settings or {}).items(), *changes.items()]:
             self._settings.pop(name, None)
             if value is not None:
                 self._settings[name] = value
@@ -376,16 +377,6 @@ class Sidecar:
         """Start it again after it was stopped or killed."""
         docker("start", self.name)
         self.wait_ready()
-
-    def kill_daemon(self) -> None:
-        """SIGKILL from inside, as the kernel does when memory runs out: unlike `docker kill`, nobody asked for it."""
-        script = (
-            "import os, pathlib, signal\n"
-            "for each in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
-            "    if each.read_bytes().endswith(b'/sidecar\\0daemon\\0') and each.parent.name != '1':\n"
-            "        os.kill(int(each.parent.name), signal.SIGKILL)\n"
-        )
-        docker("exec", self.name, "python", "-c", script, check=False)  # the container may end before it does
 
     def down(self) -> None:
         """Remove it, its state, and its local sets."""
@@ -548,19 +539,3 @@ class Terminal:
                 break
             self.output += chunk
         return self.output
-
-
-@contextmanager
-def undone(*acts: Callable[[], object]) -> Iterator[None]:
-    """Whatever happens in the block, do these afterwards, each whatever the others do."""
-    try:
-        yield
-    finally:
-        for act in acts:
-            with suppress(AssertionError):
-                act()
-
-
-def missing(expected: Collection[str], document: Mapping[str, Any]) -> set[str]:
-    """The keys that a document lacks."""
-    return set(expected) - document.keys()

@@ -170,9 +170,10 @@ def exists(container: str) -> bool:
 
 def test_a_container_that_only_reads_may_come_and_stay(shop: Shop) -> None:
     def start_reader() -> None:
+        shop.machine.remove(shop.newcomer)  # of a run before, that others have disturbed
         shop.machine.run("newcomer", ["sleep", "infinity"], "--volume", f"{shop.volume}:/data:ro")
 
-    shop.sidecar.good_run(stage="frozen", held=lambda: (shop.machine.remove(shop.newcomer), start_reader()))
+    shop.sidecar.good_run(stage="frozen", held=start_reader)
 
 
 def test_what_is_paused_or_stopped_already_is_left_so(shop: Shop) -> None:

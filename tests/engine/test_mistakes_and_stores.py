@@ -84,7 +84,7 @@ def another_engine(s3: S3, prefix: str) -> None:
 def test_a_store_that_cannot_be_used_fails_the_run_in_words_and_nobody_is_frozen_for_it(
     sidecar: Sidecar, shop: Shop, settings: Mapping[str, str], message: str, hint: str
 ) -> None:
-    sidecar.up(**settings)
+    sidecar.up(settings)
 
     report = sidecar.report(code=1)
 
@@ -188,7 +188,7 @@ def test_without_a_bucket_every_run_warns_that_nothing_is_off_this_host(sidecar:
 
 
 def test_one_of_two_stores_that_fails_leaves_the_others_set_good(sidecar: Sidecar, s3: S3) -> None:
-    sidecar.up(BACKUP_STORES="s3,local", **UNREACHABLE)
+    sidecar.up(UNREACHABLE, BACKUP_STORES="s3,local")
     report = sidecar.report(code=3)
     assert (report["outcome"], report["off_host"]) == ("partial", False)
     assert {name: each["outcome"] for name, each in report["stores"].items()} == {"s3": "failed", "local": "good"}
