@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sidecar.engine.docker import DockerEngine
-from tests.engine.harness import ROOT, S3, Machine, Sidecar, command
+from tests.engine.harness import PRODUCT_IMAGE, ROOT, S3, Machine, Sidecar, command
 
 SidecarMaker = Callable[..., Sidecar]
 
@@ -16,7 +16,7 @@ SidecarMaker = Callable[..., Sidecar]
 @pytest.fixture(scope="session")
 def machine(docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Names, containers and volumes of this session; the images are those of the sources as they are now."""
-    command(ROOT / "tests/machine/product-image", timeout=900)
+    command(ROOT / "tests/machine/product-image", PRODUCT_IMAGE, timeout=900)
     command(ROOT / "tests/machine/stack-images", timeout=900)
     machine = Machine(tmp_path_factory.mktemp("engine"))
     try:

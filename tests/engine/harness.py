@@ -34,6 +34,8 @@ LABEL = "volume-backup-sidecar.test"
 # Knows nothing of the product; has aws, tar, python3.
 HOST_IMAGE = "local/demo-host"
 POSTGRES_IMAGE = "local/demo-postgres"
+# Another tag lets two checkouts be tested on one engine at once.
+PRODUCT_IMAGE = os.environ.get("TEST_PRODUCT_IMAGE", "volume-backup-sidecar")
 
 # As in tests/stack/docker-compose.s3.yml. Long enough that the product takes both for secrets.
 ACCESS_KEY = "sample-access-key"
@@ -343,6 +345,7 @@ class Sidecar:
         override = {
             "services": {
                 "backup": {
+                    "image": PRODUCT_IMAGE,
                     "container_name": self.name,
                     "labels": label,
                     "networks": ["default", "store"],
