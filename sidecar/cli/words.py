@@ -128,7 +128,8 @@ class Words:
     def _reasons(self, report: dict[str, Any]) -> None:
         reasons = []
         for each in report["reasons"]:
-            about = " ".join(str(each[key]) for key in ("volume", "store") if each.get(key))
+            named = [(key, each[key]) for key in ("volume", "store") if each.get(key)]
+            about = " ".join(str(name) for key, name in named if f"{key} {name}" not in each["message"])
             reasons.append((f"{about}: " if about else "") + _sentence(each["message"], each["hint"]))
         said = " ".join(reasons)
         reasons += [

@@ -16,7 +16,7 @@ from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
 from sidecar.service import CONTROL_SOCKET, MEMORY
-from sidecar.service.api import ControlApi, ControlSocket, Server
+from sidecar.service.api import ControlApi, ControlSocket, Door, Server
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
 from sidecar.service.memory import Memory
@@ -125,10 +125,16 @@ def _serve(
     log.configure(level=settings.log_level, secrets=settings.secrets())
     # First of all, because whoever recovers while another daemon runs would thaw what that one has just frozen.
     control = ControlSocket(socket_path)
-    jobs = _when_ready(lambda: build_jobs(settings, log), log)
+
+    def crashed(error: BaseException, where: str) -> None:
+        log.crashed(error, where=where)
+
+    door = Door()
+    server = Server(door, control.listen(), crashed=crashed)
+    server.start()  # from now on whoever asks is told what we wait for
+    jobs = _when_ready(lambda: build_jobs(settings, log), log, door)
     if jobs is None:
         return "good"
-    listener = control.listen()
     memory = Memory(memory_path, log)
     runs = Runs(
         jobs,
@@ -140,7 +146,6 @@ def _serve(
         clean=log.clean,
     )
     log.listen = runs.notice
-    runs.recover()
     scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within)
 
     def facts() -> dict[str, Any]:
@@ -149,13 +154,9 @@ def _serve(
             "next_run": rfc3339(scheduler.next_run) if scheduler.next_run else None,
         }
 
-    def crashed(error: BaseException, where: str) -> None:
-        log.crashed(error, where=where)
-
-    api = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed)
-    server = Server(api.app(), listener, crashed=crashed)
+    door.app = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed).app()
+    runs.recover()  # a store that does not answer holds it up for a minute, in which `status` answers
     runs.start()
-    server.start()
     log("daemon_started", stores=settings.stores, timezone=str(settings.timezone), **facts())
     for warning in settings.warnings:
         log("config_warning", error=warning)
@@ -167,8 +168,10 @@ def _serve(
     return outcome
 
 
-def _when_ready(build: Callable[[], Jobs], emit: Emit) -> Jobs | None:
+def _when_ready(build: Callable[[], Jobs], emit: Emit, door: Door) -> Jobs | None:
     """The jobs, as soon as what they need (an engine that restarts, too) is there; None when told to stop before.
+
+    Until then the door says what is awaited.
 
     Raises ConfigInvalid and MountMissing, which time does not mend.
     """
@@ -179,6 +182,7 @@ def _when_ready(build: Callable[[], Jobs], emit: Emit) -> Jobs | None:
             raise
         except SidecarError as exc:
             emit("start_delayed", code=exc.code, error=exc.message, hint=exc.hint)
+            door.why = exc
         if _stop_within(_TRY_AGAIN_EVERY):
             return None
 
