@@ -224,6 +224,9 @@ def list_sets(daemon: Daemon, *, as_json: bool, set_name: str | None, volume: st
             click.echo(printable(f"warning: store {store} did not answer: {error['message']}"), err=True)
         if nothing_matches:
             click.echo(printable(f"error: no file of {volume} matches {pattern}"), err=True)
+            click.echo(
+                f"  `list {set_name} {volume}` shows all; a glob is for the whole path and needs quotes", err=True
+            )
     return "not_found" if nothing_matches else "partial" if errors else "good"
 
 

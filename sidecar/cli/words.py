@@ -102,7 +102,8 @@ class Words:
         for group in groups:
             containers = ", ".join(group["containers"])
             waited = f"{containers} paused for {duration(group['paused_ms'])}" if containers else "nothing was paused"
-            self.line(f"  {group['group']}: {waited}")
+            if group["paused_ms"] or not containers:  # a group that fails before its freeze waited for nothing
+                self.line(f"  {group['group']}: {waited}")
         for name, store in report["stores"].items():
             self._store(name, store)
         if report["set"] and not report["off_host"]:

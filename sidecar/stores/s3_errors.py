@@ -173,7 +173,8 @@ def _from_answer(  # noqa: C901, PLR0911, PLR0912 a table, read from top to bott
     metadata: Mapping[str, Any] = answer.get("ResponseMetadata", {})
     code = str(details.get("Code", ""))
     status = int(metadata.get("HTTPStatusCode", 0))
-    said = f"{what}: {code}" + (f", {details['Message']}" if details.get("Message") else "")
+    text = str(details.get("Message") or "").rstrip(". ")
+    said = f"{what}: {code}" + (f", {text}" if text else "")
     store = place.store
     if code in _BAD_CREDENTIALS:
         return StoreDenied(f"{what}: {code}", hint=_BAD_CREDENTIALS[code], store=store)

@@ -488,6 +488,18 @@ def test_help_of_every_verb_has_an_example_that_it_accepts(verb: str):
         command.make_context(verb, words, resilient_parsing=False)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_says_its_exit_codes(verb: str):
+    assert re.search(r"Exit\s+codes:\s+0 ", CliRunner().invoke(main, [verb, "--help"]).stdout)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("run-nwo", "run-now"), ("stauts", "status"), ("plans", "plan")])
+def test_a_misspelt_verb_is_told_the_nearest_one(wrong: str, right: str):
+    result = CliRunner().invoke(main, [wrong])
+    assert result.exit_code == 2
+    assert right in result.stderr
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "daemon"])
 def test_every_verb_that_answers_can_answer_in_json(verb: str):
     assert any("--json" in parameter.opts for parameter in main.commands[verb].params)
