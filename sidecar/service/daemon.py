@@ -82,6 +82,7 @@ def serve(
     socket_path: str = CONTROL_SOCKET,
     memory_path: str = MEMORY,
     run_may_take: float = RUN_MAY_TAKE,
+    try_again_every: float = _TRY_AGAIN_EVERY,
 ) -> str:
     """Be the daemon of this process until it is told to stop; how that went.
 
@@ -90,7 +91,7 @@ def serve(
     os._exit, because threads may still be busy; the log is written by then.
 
     memory_path: where it remembers across restarts. run_may_take: the seconds that a run has to end in when the daemon
-    is told to stop.
+    is told to stop. try_again_every: seconds between attempts to reach what it cannot begin without.
     """
     # Blocked before the first thread is made, so that every thread inherits it: a stop is taken by our own wait, at a
     # point of our choosing, and not by an exception in the middle of a line.
@@ -98,7 +99,7 @@ def serve(
     log = EventLog(claim_stdout())
     install(log)
     try:
-        outcome = _serve(environ, build_jobs, socket_path, memory_path, run_may_take, log)
+        outcome = _serve(environ, build_jobs, socket_path, memory_path, run_may_take, try_again_every, log)
     except (ConfigInvalid, MountMissing) as exc:
         problems = exc.problems if isinstance(exc, ConfigInvalid) else [exc.message]
         log("config_invalid", code=exc.code, error=exc.message, problems=problems, hint=exc.hint)
@@ -119,6 +120,7 @@ def _serve(
     socket_path: str,
     memory_path: str,
     run_may_take: float,
+    try_again_every: float,
     log: EventLog,
 ) -> str:
     settings = config.load(environ, _read_text)
@@ -132,7 +134,7 @@ def _serve(
     door = Door()
     server = Server(door, control.listen(), crashed=crashed)
     server.start()  # from now on whoever asks is told what we wait for
-    jobs = _when_ready(lambda: build_jobs(settings, log), log, door)
+    jobs = _when_ready(lambda: build_jobs(settings, log), log, door, try_again_every)
     if jobs is None:
         return "good"
     memory = Memory(memory_path, log)
@@ -168,7 +170,7 @@ def _serve(
     return outcome
 
 
-def _when_ready(build: Callable[[], Jobs], emit: Emit, door: Door) -> Jobs | None:
+def _when_ready(build: Callable[[], Jobs], emit: Emit, door: Door, try_again_every: float) -> Jobs | None:
     """The jobs, as soon as what they need (an engine that restarts, too) is there; None when told to stop before.
 
     Until then the door says what is awaited.
@@ -183,7 +185,7 @@ def _when_ready(build: Callable[[], Jobs], emit: Emit, door: Door) -> Jobs | Non
         except SidecarError as exc:
             emit("start_delayed", code=exc.code, error=exc.message, hint=exc.hint)
             door.why = exc
-        if _stop_within(_TRY_AGAIN_EVERY):
+        if _stop_within(try_again_every):
             return None
 
 
