@@ -174,7 +174,9 @@ async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncI
         yield {"warning": "the daemon is still starting: the run begins once what an earlier one left is put right"}
     done = asyncio.wrap_future(ticket.result)
     ahead, progress, told = None, None, 0
-    while not done.done():
+    over = False
+    while not over:
+        over = done.done()  # and once more, for what came last
         if (now_ahead := runs.ahead_of(ticket)) is not ahead:
             ahead = now_ahead
             if ahead:
@@ -185,7 +187,8 @@ async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncI
         if ticket.progress is not progress and ticket.progress is not None:
             progress = ticket.progress
             yield {"progress": dataclasses.asdict(progress)}
-        await asyncio.wait({done}, timeout=_TICK_SECONDS)
+        if not over:
+            await asyncio.wait({done}, timeout=_TICK_SECONDS)
     error = done.exception()
     if error is None:
         yield {"report": done.result().as_json()}
