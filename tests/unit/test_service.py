@@ -559,9 +559,11 @@ def test_no_run_is_made_before_what_an_earlier_one_left_is_put_right():
     runs.recover()
     runs.start()
 
+    why = runs.status()["why"]
     refused = result(runs.submit(RunRequest()))
     made = result(runs.submit(RunRequest()))
 
+    assert why == "what an earlier run left is not put right yet: no engine"
     assert (refused.outcome, refused.reasons[0].code) == (Outcome.FAILED, "engine_unreachable")
     assert made.outcome is Outcome.GOOD
     assert len(jobs.begun) == 1
@@ -1407,6 +1409,45 @@ def test_a_run_that_does_not_end_does_not_hold_the_daemon():
     stopped = daemon.events()[-1]
     assert (stopped["event"], stopped["level"]) == ("daemon_stopped", "error")
     assert "did not end" in stopped["error"]
+
+
+def test_until_the_engine_is_there_whoever_asks_is_told_what_is_waited_for_and_then_served():
+    with fake_daemon(FAKE_ENGINE_AWAY="yes") as daemon:
+        daemon.wait_for("start_delayed")
+        client = Daemon(daemon.socket)
+
+        waiting = client.get("/status")
+        with pytest.raises(Complaint) as caught:
+            list(client.run({}))
+        daemon.gate.touch()
+        daemon.wait_for("daemon_started")
+
+        assert (waiting["state"], waiting["healthy"]) == ("starting", False)
+        assert waiting["why"] == "not started yet: nothing answers; start the engine"
+        assert (caught.value.code, caught.value.hint) == ("engine_unreachable", "start the engine")
+        assert caught.value.message == "the daemon has not started yet: nothing answers"
+        assert client.get("/status").keys() >= waiting.keys()
+        assert client.get("/status")["state"] == "idle"
+
+
+def test_while_the_engine_is_away_a_stop_is_heeded_at_once():
+    with fake_daemon(FAKE_ENGINE_AWAY="yes") as daemon:
+        daemon.wait_for("start_delayed")
+
+        assert daemon.stop() == 0
+
+
+def test_while_it_recovers_status_answers_and_a_run_waits_and_is_told_so():
+    with fake_daemon(FAKE_SLOW_RECOVERY="1") as daemon:
+        client = Daemon(daemon.socket)
+        eventually(lambda: os.path.exists(daemon.socket), "the daemon listens")
+        eventually(lambda: "put right" in client.get("/status")["why"], "it recovers")
+        state = client.get("/status")["state"]
+        lines = list(client.run({}))
+
+    assert state == "starting"
+    assert any("still starting" in line.get("warning", "") for line in lines)
+    assert lines[-1]["report"]["outcome"] == "good"
 
 
 def test_a_stop_during_recovery_is_heeded_once_everything_is_thawed():
