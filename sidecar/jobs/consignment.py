@@ -102,6 +102,7 @@ class Consignment:
         """Start an object of at most `expected` bytes, as far as known."""
 
         def start() -> None:
+            self._keys.append(key)  # before the act: an answer may be lost when the object is there already
             self._upload = PooledUpload(self.store.begin(key, content_type=content_type), threads=self._threads)
             self._parts = PartAssembler(expected, self.store.capabilities)
 
@@ -128,7 +129,6 @@ class Consignment:
                 self._upload.put(number, data)
             stored = self._upload.complete()
             self._upload = None
-            self._keys.append(stored.key)
             # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
             vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
             if (stored.size, vouched) != (size, f"crc32:{crc32:08x}"):
@@ -157,8 +157,8 @@ class Consignment:
         """Store a small document."""
 
         def put() -> None:
+            self._keys.append(key)  # as in `begin`: a manifest must not stay when what it names is removed
             self.store.put(key, data, content_type=content_type)
-            self._keys.append(key)
             self.bytes_uploaded += len(data)
 
         self._try(put)
