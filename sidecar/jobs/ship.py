@@ -42,8 +42,8 @@ def ship(set_name: str, tools: ShipTools, follow: Follow, cancelled: threading.E
     """Copy a set, every byte compared with its manifest on the way; how many bytes were sent, none if it was there.
 
     Afterwards the target has all of the set or nothing that counts. Raises NotFound when the source has that set no
-    more, its StoreError when it is away; SetInvalid or ChecksumMismatch, which name the source, when its copy is damaged; the target's
-    StoreError; Interrupted within a part's time once `cancelled` is set.
+    more, its StoreError when it is away; SetInvalid or ChecksumMismatch, which name the source, when its copy is
+    damaged; the target's StoreError; Interrupted within a part's time once `cancelled` is set.
     """
     source, target = tools.source, tools.target
     document = _manifest(source, set_name)
