@@ -220,6 +220,12 @@ class OwnedByAnotherHost(StoreError):
     code = "owned_by_another_host"
 
 
+class OwnedByAnotherSidecar(StoreError):
+    """The prefix belongs to another sidecar, which runs on this engine at this moment."""
+
+    code = "owned_by_another_sidecar"
+
+
 class SetInvalid(SidecarError):
     """A document of a set (manifest, index) is not in the format."""
 

@@ -17,6 +17,7 @@ EVENTS: dict[str, int] = {
     "config_invalid": logging.ERROR,
     "config_warning": logging.WARNING,
     "recovered": logging.WARNING,
+    "prefix_taken_over": logging.WARNING,
     "recover_failed": logging.ERROR,
     "memory_reset": logging.WARNING,
     "memory_unwritten": logging.ERROR,

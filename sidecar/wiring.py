@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,14 @@ from sidecar.engine.docker import connect
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
-from sidecar.errors import ConfigInvalid, EngineUnreachable, MountMissing
+from sidecar.errors import Busy, ConfigInvalid, EngineUnreachable, MountMissing, OwnedByAnotherSidecar
 from sidecar.events import Emit, Follow
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.ownership import Claimant, claimant
 from sidecar.jobs.recover import sweep
 from sidecar.plan import Selection
 from sidecar.report import RunReport
@@ -96,7 +98,8 @@ class _Jobs:
         self._unswept = set(settings.stores)
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
-        self._sweep()
+        with suppress(OwnedByAnotherSidecar):  # a store that was away at our start: the report will name it
+            self._sweep()
         settings = self._settings
         tools = Tools(
             engine=self._engine,
@@ -106,6 +109,7 @@ class _Jobs:
             spool=lambda: SpoolSpace(STATE / "spool", settings.spool_max),
             names=self._names,
             dead_man=self._dead_man,
+            claimant=self._claimant(),
             state=STATE,
             max_pause=settings.max_pause.total_seconds(),
             level=settings.compression,
@@ -134,13 +138,20 @@ class _Jobs:
     def recover(self) -> None:
         recover(self._journal, self._engine, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
-        self._sweep()
+        try:
+            self._sweep()
+        except OwnedByAnotherSidecar as error:
+            raise Busy(error.message, hint=error.hint, store=error.store) from error
 
     def _sweep(self) -> None:
         """Until each store has answered once: a store that is away must not hold up the start."""
         if self._unswept:
-            engine = self._engine.identity().id
-            self._unswept -= {name for name in self._unswept if sweep(self._bare_stores[name], engine, self._emit)}
+            us = self._claimant()
+            self._unswept -= {name for name in self._unswept if sweep(self._bare_stores[name], us, self._emit)}
+
+    def _claimant(self) -> Claimant:
+        own, host = self._discovery.this_container(), self._settings.host or self._engine.identity().name
+        return claimant(self._engine, own, host=host, target=str(STATE))
 
     def _dead_man(self, run: str, emit: Emit) -> DeadMan:
         own = self._discovery.this_container()

@@ -29,6 +29,7 @@ from sidecar.errors import EngineError, Interrupted, SidecarError, StoreError, V
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.consignment import Consignment
 from sidecar.jobs.ledger import Ledger
+from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.stages import Stages
 from sidecar.plan import Group, Plan, PlannedVolume
 from sidecar.report import RunReport, rfc3339
@@ -56,9 +57,10 @@ class Tools:
     """What a backup works with; wiring makes it.
 
     plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
-    spool: makes the run's empty spool. dead_man: for a run's identifier. max_pause in seconds; level: ISA-L's; threads:
-    compressors, half of the uploads of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt.
-    local_by_default: nobody said where to keep sets. stage_fault: for tests. warnings: said with every run.
+    spool: makes the run's empty spool. dead_man: for a run's identifier. claimant: who writes to the stores. max_pause
+    in seconds; level: ISA-L's; threads: compressors, half of the uploads of each store. endpoint: of an S3 server that
+    is not Amazon's, for RECOVER.txt. local_by_default: nobody said where to keep sets. stage_fault: for tests.
+    warnings: said with every run.
     """
 
     engine: Engine
@@ -68,6 +70,7 @@ class Tools:
     spool: Callable[[], SpoolSpace]
     names: SetNames
     dead_man: Callable[[str, Emit], DeadMan]
+    claimant: Claimant
     state: Path
     max_pause: float
     level: int
@@ -153,7 +156,7 @@ class _Run:
             for store in tools.stores.values()
         ]
         for consignment in self._consignments:
-            consignment.claim(self._engine_id, tools.host, self.ledger.started)
+            consignment.claim(tools.claimant, self.ledger.started)
         self.ledger.set = tools.names.next(lambda name: any(c.holds(name) for c in self._consignments))
 
     @contextmanager

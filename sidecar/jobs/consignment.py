@@ -13,15 +13,12 @@ from isal import isal_zlib
 from sidecar import sets
 from sidecar.errors import (
     ChecksumMismatch,
-    ObjectExists,
     ObjectMissing,
-    OwnedByAnotherHost,
-    SetInvalid,
     StoreDenied,
     StoreError,
 )
 from sidecar.events import Emit
-from sidecar.jobs.catalogue import read_document
+from sidecar.jobs.ownership import Claimant, claim
 from sidecar.report import Outcome, StoreReport
 from sidecar.stores.parts import PartAssembler
 from sidecar.stores.pool import PooledUpload
@@ -63,25 +60,9 @@ class Consignment:
             location=self.store.location,
         )
 
-    def claim(self, engine: str, host: str, since: datetime) -> None:
-        """Make the prefix ours, or fail when it is another engine's: two hosts would overwrite and prune each other."""
-
-        def claim() -> None:
-            try:
-                self.store.put(sets.OWNER, sets.owner_document(engine, host, since), if_absent=True)
-            except ObjectExists:
-                try:
-                    owner, owner_host = sets.owner_of(read_document(self.store, sets.OWNER))
-                except SetInvalid as error:
-                    raise OwnedByAnotherHost(error.message, hint=error.hint, store=self.store.name) from error
-                if owner != engine:
-                    raise OwnedByAnotherHost(
-                        f"{self.store.location} belongs to host {owner_host}",
-                        hint="give this host a BACKUP_HOST name or a BACKUP_PREFIX of its own",
-                        store=self.store.name,
-                    ) from None
-
-        self._try(claim)
+    def claim(self, us: Claimant, since: datetime) -> None:
+        """Make the prefix ours, or fail when it is another's: two would overwrite and prune each other's sets."""
+        self._try(lambda: claim(self.store, us, since, self._emit))
 
     def holds(self, set_name: str) -> bool:
         """Whether the store has a set of that name already."""

@@ -15,6 +15,7 @@ from sidecar.errors import ChecksumMismatch, Interrupted, NotFound, ObjectMissin
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.catalogue import read_document
 from sidecar.jobs.consignment import Consignment
+from sidecar.jobs.ownership import Claimant
 from sidecar.stores.port import MEBIBYTE, Store
 
 _CHUNK = 8 * MEBIBYTE
@@ -24,14 +25,13 @@ _CHUNK = 8 * MEBIBYTE
 class ShipTools:
     """What a shipment works with; wiring makes it.
 
-    source, target: retrying already. engine, host: ID and name, to claim the target's prefix. endpoint: of an S3 server
-    that is not Amazon's, for RECOVER.txt. threads: uploads at once.
+    source, target: retrying already. claimant: who writes to the target. endpoint: of an S3 server that is not
+    Amazon's, for RECOVER.txt. threads: uploads at once.
     """
 
     source: Store
     target: Store
-    engine: str
-    host: str
+    claimant: Claimant
     endpoint: str | None
     threads: int
     emit: Emit
@@ -49,7 +49,7 @@ def ship(set_name: str, tools: ShipTools, follow: Follow, cancelled: threading.E
     document = _manifest(source, set_name)
     manifest = sets.Manifest.from_json(document, where=f"{source.location}/{sets.manifest_key(set_name)}")
     with Consignment(target, _without_failures(tools.emit), threads=tools.threads) as consignment:
-        consignment.claim(tools.engine, tools.host, tools.now())
+        consignment.claim(tools.claimant, tools.now())
         if consignment.holds(set_name):
             return 0
         objects = [each for volume in manifest.volumes for each in (volume.archive, volume.index)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ from sidecar.errors import Busy, ConfigInvalid, MountMissing, SidecarError
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service import CONTROL_SOCKET, MEMORY
+from sidecar.service import CONTROL_SOCKET, MEMORY, alone
 from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
@@ -86,8 +88,9 @@ def serve(
     """Be the daemon of this process until it is told to stop; how that went.
 
     `good`: stopped while idle. `interrupted`: stopped in the middle of a run. `config_invalid`, `mount_missing`: it
-    could not begin. `busy`: another daemon runs here. `failed`: something that nobody expected. The caller leaves by
-    os._exit, because threads may still be busy; the log is written by then.
+    could not begin. `busy`: another daemon runs here, on the same state volume, or writes to the same place. `failed`:
+    something that nobody expected. The caller leaves by os._exit, because threads may still be busy; the log is written
+    by then.
 
     memory_path: where it remembers across restarts. run_may_take: the seconds that a run has to end in when the daemon
     is told to stop.
@@ -128,6 +131,8 @@ def _serve(
     jobs = _when_ready(lambda: build_jobs(settings, log), log)
     if jobs is None:
         return "good"
+    # Open for as long as we live. Not sooner: that the volume is mounted is known now.
+    _held = alone.hold(os.path.dirname(memory_path), socket.gethostname(), _now(), log)
     listener = control.listen()
     memory = Memory(memory_path, log)
     runs = Runs(

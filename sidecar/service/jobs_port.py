@@ -46,4 +46,7 @@ class Jobs(Protocol):
         """
 
     def recover(self) -> None:
-        """Put right what a killed run left: thaw what it froze, abort what it uploaded. Idempotent."""
+        """Put right what a killed run left: thaw what it froze, abort what it uploaded. Idempotent.
+
+        Raises Busy when another sidecar that runs on this engine writes to the same place.
+        """

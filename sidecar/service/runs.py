@@ -234,11 +234,11 @@ class Runs:
     def recover(self) -> None:
         """Put right what a killed run left. Where that fails for now, it is tried again later and before every run.
 
-        Raises ConfigInvalid and MountMissing, which time does not mend.
+        Raises ConfigInvalid and MountMissing, which time does not mend, and Busy when another sidecar has our place.
         """
         try:
             self._recover()
-        except (ConfigInvalid, MountMissing):
+        except (ConfigInvalid, MountMissing, Busy):
             raise
         except SidecarError as exc:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)

@@ -22,6 +22,7 @@ from sidecar.errors import EngineDenied, NotFound, StoreDenied, StoreUnreachable
 from sidecar.events import EVENTS, Progress
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.jobs.ownership import Claimant
 from sidecar.model import ContainerState, Mount
 from sidecar.plan import Selection, Surroundings, make_plan
 from sidecar.report import Outcome, RunReport
@@ -89,6 +90,7 @@ class Shop:
             dead_man=lambda run, emit: DeadMan(
                 self.engine, self.engine.container("backup"), run=run, lease=30.0, state="/state", emit=emit
             ),
+            claimant=Claimant(self.engine.identity().id, "shop-host", "backup-state", lambda _: None),
             state=state,
             max_pause=30.0,
             level=1,

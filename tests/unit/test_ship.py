@@ -27,6 +27,7 @@ from sidecar.errors import (
     StoreUnreachable,
 )
 from sidecar.events import Progress
+from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.ship import ShipTools, ship
 from sidecar.report import Outcome
 from sidecar.stores.local import LocalStore
@@ -35,6 +36,7 @@ from sidecar.stores.port import MEBIBYTE, Store, StoredSource
 from tests.contract.store_faults import Script, ScriptedStore
 
 SET = "backup-20260102_030000"
+ME = Claimant("ME", "here", "backup-state", lambda _: None)
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 # More than two parts, so that parts, and what lies between them, can fail.
 ARCHIVE = random.Random(1).randbytes(17 * MEBIBYTE)
@@ -88,7 +90,7 @@ class Route:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.cancelled = threading.Event()
         self.progress: list[Progress] = []
-        source.put("owner.json", sets.owner_document("ME", "here", NOON))
+        source.put("owner.json", sets.owner_document("ME", "here", NOON, "backup-state"))
         for key, body in BODIES.items():
             source.put(key, body)
         source.put(
@@ -105,13 +107,11 @@ class Route:
         source: Store | None = None,
         target: Store | None = None,
         follow: Callable[[Progress], None] | None = None,
-        engine: str = "ME",
     ) -> int:
         tools = ShipTools(
             source=source or self.source,
             target=target or self.target,
-            engine=engine,
-            host="here",
+            claimant=ME,
             endpoint="http://s3:9000",
             threads=2,
             emit=self.emit,
@@ -195,7 +195,7 @@ def test_a_set_that_is_there_already_is_not_touched(route: Route) -> None:
 
 
 def test_another_hosts_prefix_gets_nothing(route: Route) -> None:
-    route.target.put("owner.json", sets.owner_document("ANOTHER", "elsewhere", NOON))
+    route.target.put("owner.json", sets.owner_document("ANOTHER", "elsewhere", NOON, "backup-state"))
     with pytest.raises(OwnedByAnotherHost):
         route.ship()
     assert route.keys() == ["owner.json"]
@@ -376,7 +376,7 @@ def test_only_parts_of_a_set_are_in_memory_at_once(tmp_path: Path) -> None:
     volumes = (replace(whole.volumes[0], archive=large), *whole.volumes[1:])
     source.put(f"{SET}/manifest.json", replace(whole, volumes=volumes).to_json())
     target = LocalStore(str(tmp_path))
-    tools = ShipTools(source, target, "ME", "here", None, 2, lambda *_, **__: None, lambda: NOON)
+    tools = ShipTools(source, target, ME, None, 2, lambda *_, **__: None, lambda: NOON)
 
     tracemalloc.start()
     try:
