@@ -31,6 +31,8 @@ EVENTS: dict[str, int] = {
     "unprotected_mount": logging.WARNING,
     "store_retry": logging.WARNING,
     "store_failed": logging.ERROR,
+    "set_shipped": logging.INFO,
+    "shipment_dropped": logging.WARNING,
     "upload_aborted": logging.WARNING,
     "not_off_host": logging.WARNING,
     "run_finished": logging.INFO,
@@ -52,7 +54,7 @@ class Emit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is. phase: `planning`, `freezing`, `copying`, `packing`, `committing`; sizes in bytes.
+    """Where a run is. phase: `planning`, `freezing`, `copying`, `packing`, `committing`, or `shipping`; sizes in bytes.
 
     total_bytes is 0 while it is not known.
     """

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sidecar import __version__, config
+from sidecar import __version__, config, sets
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import Settings
 from sidecar.engine import deadman
@@ -22,7 +22,16 @@ from sidecar.engine.docker import connect
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
-from sidecar.errors import Busy, ConfigInvalid, EngineUnreachable, MountMissing, OwnedByAnotherSidecar
+from sidecar.errors import (
+    Busy,
+    ConfigInvalid,
+    EngineUnreachable,
+    MountMissing,
+    NotFound,
+    ObjectMissing,
+    OwnedByAnotherSidecar,
+    StoreDenied,
+)
 from sidecar.events import Emit, Follow
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
@@ -31,9 +40,10 @@ from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.ownership import Claimant, claimant
 from sidecar.jobs.recover import sweep
+from sidecar.jobs.ship import ShipTools, ship
 from sidecar.plan import Selection
 from sidecar.report import RunReport
-from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.service.jobs_port import Jobs, RunRequest, Shipped
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -124,6 +134,30 @@ class _Jobs:
             now=_now,
         )
         return backup(request.volumes, request.tags, tools, follow, cancelled)
+
+    def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
+        target = self._bare_stores[store]
+        source = next((name for name, each in self._bare_stores.items() if not each.off_host and name != store), None)
+        if source is None:
+            raise NotFound(
+                "it lies in a store of this host, and BACKUP_STORES names none any more", hint="`list` shows the sets"
+            )
+        # Asked impatiently first: a store that is still away costs no patience, and no line in the log.
+        with suppress(ObjectMissing, StoreDenied):
+            RetryingStore(target, _WHILE_SOMEBODY_WAITS, cancelled=cancelled.is_set).head(sets.OWNER)
+        with suppress(OwnedByAnotherSidecar):  # the shipment will say so
+            self._sweep()
+        stores = self._stores(cancelled)
+        tools = ShipTools(
+            source=stores[source],
+            target=stores[store],
+            claimant=self._claimant(),
+            endpoint=self._settings.endpoint,
+            threads=2 * _cores(),
+            emit=self._emit,
+            now=_now,
+        )
+        return Shipped(ship(set_name, tools, follow, cancelled), target.off_host)
 
     def plan(self) -> dict[str, Any]:
         stores = {name: store.location for name, store in self._bare_stores.items()}

@@ -276,8 +276,11 @@ class _Run:
 
     def report(self) -> RunReport:
         """What the run says about itself."""
+        # From here a store that missed the set can get it later. Not from a store elsewhere: reading a set back costs
+        # money each time that, say, a full disk refuses it.
+        lies_here = any(c.committed and not c.store.off_host for c in self._consignments)
         return self.ledger.report(
-            {c.store.name: c.report() for c in self._consignments},
+            {c.store.name: c.report(pending=lies_here) for c in self._consignments},
             off_host=any(c.committed and c.store.off_host for c in self._consignments),
             warnings=self._tools.warnings,
         )

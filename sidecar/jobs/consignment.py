@@ -50,11 +50,12 @@ class Consignment:
         """Whether the store still takes what it is given."""
         return self.error is None
 
-    def report(self) -> StoreReport:
-        """What the store got."""
+    def report(self, *, pending: bool) -> StoreReport:
+        """What the store got. pending: what it missed is to be shipped later."""
         return StoreReport(
             Outcome.GOOD if self.committed else Outcome.FAILED,
             self.bytes_uploaded,
+            pending=pending and not self.committed,
             error=self.error.message if self.error else None,
             hint=self.error.hint if self.error else None,
             location=self.store.location,

@@ -140,6 +140,7 @@ def _serve(
         log,
         now=_now,
         schedule=settings.schedule,
+        stores=settings.stores,
         remembered=memory.recall(),
         keep=memory.keep,
         clean=log.clean,
@@ -196,7 +197,8 @@ def _stop(runs: Runs, server: Server, run_may_take: float, log: EventLog) -> str
     server.stop(_ANSWERS_MAY_TAKE)
     mid_run = interrupted is not None and not (ended and _came_through(interrupted))
     duration_ms = round((time.monotonic() - begun) * 1000, 1)
-    if ended:
+    # A shipment that hangs in a request is left to itself: without its manifest nothing of it counts.
+    if ended or interrupted is None:
         log("daemon_stopped", mid_run=mid_run, duration_ms=duration_ms)
     else:
         log(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sidecar.events import Follow
 from sidecar.report import RunReport
+from sidecar.service.shipments import Shipment
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,27 @@ class RunRequest:
     trigger: str = "manual"
 
 
+@dataclass(frozen=True, slots=True)
+class ShipRequest:
+    """A set that is to be copied to a store that missed it, which the daemon does when nobody asks for anything."""
+
+    shipment: Shipment
+    volumes: tuple[str, ...] = ()
+    trigger: str = "shipment"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What a shipment came to. bytes_uploaded: none where the set was there already; off_host: the store's."""
+
+    bytes_uploaded: int
+    off_host: bool
+
+
+# What the daemon does one at a time.
+Request = RunRequest | ShipRequest
+
+
 class Jobs(Protocol):
     """What the product does. Methods block; all but `recover` may be called from several threads, `backup` from one."""
 
@@ -34,6 +56,13 @@ class Jobs(Protocol):
         Once `cancelled` is set it thaws, aborts and ends within seconds: by raising Interrupted or with a report whose
         outcome is `interrupted`. Raises NotFound for a volume that does not exist, before anything is touched. It emits
         `run_started` and `run_finished`; the daemon emits `run_failed` for whatever is raised.
+        """
+
+    def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
+        """Copy a set from the store of this host that has it to the store of that name, whole or not at all.
+
+        Raises NotFound when no store has it to give (any more), Interrupted soon after `cancelled` is set, SidecarError
+        with the store's name.
         """
 
     def plan(self) -> dict[str, Any]:

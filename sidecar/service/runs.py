@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,8 +15,9 @@ from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFo
 from sidecar.events import Emit, Progress
 from sidecar.report import Outcome, Reason, RunReport, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.service.jobs_port import Jobs, Request, RunRequest, Shipped, ShipRequest
 from sidecar.service.memory import Remembered
+from sidecar.service.shipments import Shipment, Shipments
 
 # The request itself was wrong: whoever asked gets the error, and no run took place.
 _REFUSED = (NotFound, Busy, ConfigInvalid)
@@ -37,7 +38,7 @@ class Ticket:
     result: the report, or the error when no run took place.
     """
 
-    request: RunRequest
+    request: Request
     asked: datetime
     due: datetime | None = None
     started: datetime | None = None
@@ -45,6 +46,11 @@ class Ticket:
     notices: list[str] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     result: Future[RunReport] = field(default_factory=Future)
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it is a shipment: it ends for whatever is asked for, and goes on later."""
+        return isinstance(self.request, ShipRequest)
 
     def follow(self, progress: Progress, /) -> None:
         """Take note of the run's progress; followers look at it in their own time."""
@@ -62,9 +68,10 @@ class Ticket:
 class Runs:
     """The queue of runs and the thread that makes them.
 
-    now: aware time. schedule: of the scheduled runs. remembered: of earlier processes; keep: remembers for later ones,
-    and must not raise. recover_every: seconds between attempts to recover. clean: takes secrets out of the text of an
-    exception that nobody expected, because that goes into the report too.
+    now: aware time. schedule: of the scheduled runs. stores: the names of those configured. remembered: of earlier
+    processes; keep: remembers for later ones, and must not raise. recover_every: seconds between attempts to recover;
+    look_every: between looks at the clock, which may be set, while a shipment is not due yet. clean: takes secrets out
+    of the text of an exception that nobody expected, because that goes into the report too.
     """
 
     def __init__(
@@ -74,15 +81,18 @@ class Runs:
         *,
         now: Callable[[], datetime],
         schedule: Schedule | None = None,
+        stores: Sequence[str] = (),
         remembered: Remembered | None = None,
         keep: Callable[[Remembered], None] = _forget_nothing,
         recover_every: float = 15.0,
+        look_every: float = 60.0,
         clean: Callable[[str], str] = str,
     ) -> None:
         self._jobs = jobs
         self._emit = emit
         self._now = now
         self._recover_every = recover_every
+        self._look_every = look_every
         self._clean = clean
         self._recovered = False
         self._changed = threading.Condition()
@@ -99,6 +109,9 @@ class Runs:
         self._under_way: dict[str, Any] | None = None
         self._missed = remembered.due if schedule and remembered.due and remembered.due <= now() else None
         self._next_due: datetime | None = None
+        self._shipments = Shipments(remembered.pending)
+        for shipment in self._shipments.drop_stores_but(stores):
+            self._say_dropped(shipment, f"BACKUP_STORES does not name {shipment.store} any more")
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -111,7 +124,9 @@ class Runs:
             if self._stopping:
                 raise _stopped()
             before = self._waiting[-1] if self._waiting else self._running
-            if before and no_wait:
+            if self._running and self._running.gives_way:
+                self._running.cancelled.set()
+            if before and no_wait and not before.gives_way:
                 raise Busy(
                     f"a run ({before.request.trigger}) has been going on since {before.as_json()['since']}",
                     hint="leave out --no-wait to run after it",
@@ -175,7 +190,8 @@ class Runs:
         """The part of `status --json` that is known here."""
         with self._changed:
             running = self._running
-            state = "stopping" if self._stopping else "running" if running else "idle"
+            active = "shipping" if running and running.gives_way else "running" if running else "idle"
+            state = "stopping" if self._stopping else active
             progress = (running.progress if running else None) or Progress("planning")
             why = self._why_unhealthy()
             return {
@@ -194,6 +210,7 @@ class Runs:
                     **running.as_json(),
                 },
                 "waiting": [each.as_json() for each in self._waiting],
+                "pending": [each.as_json() for each in self._shipments.pending],
             }
 
     def _why_unhealthy(self) -> str | None:
@@ -212,7 +229,10 @@ class Runs:
 
     def _why_healthy(self) -> str:
         if self._last:
-            return f"the last run was good, at {self._last['started']}"
+            later = "".join(
+                f"; its set is in {store} since {at}" for store, at in self._last.get("shipped", {}).items()
+            )
+            return f"the last run was good, at {self._last['started']}{later}"
         first = f"; the first is due at {rfc3339(self._next_due)}" if self._next_due else ""
         return f"no run has ended yet{first}"
 
@@ -226,6 +246,7 @@ class Runs:
                     last_good=dict(self._last_good),
                     running=self._under_way,
                     due=min([*waiting, *filter(None, [self._missed, self._next_due])], default=None),
+                    pending=self._shipments.pending,
                 )
             self._keep(remembered)
 
@@ -252,13 +273,13 @@ class Runs:
     def cancel(self) -> tuple[Ticket, list[Ticket]]:
         """Tell the run that goes on to end; it, and those that still wait for their turn. Raises NotFound."""
         with self._changed:
-            if self._running is None:
+            if self._running is None or self._running.gives_way:
                 raise NotFound("no run is going on", hint="`status` shows how the last one ended")
             self._running.cancelled.set()
             return self._running, list(self._waiting)
 
     def interrupt(self) -> Ticket | None:
-        """Take no more requests, refuse those that wait, tell the run to end; give it, if there is one."""
+        """Take no more requests, refuse those that wait, tell what goes on to end; give the run, if there is one."""
         with self._changed:
             self._stopping = True
             # A scheduled run that never had its turn is made up for by the next daemon.
@@ -268,10 +289,10 @@ class Runs:
             if self._running:
                 self._running.cancelled.set()
             self._changed.notify_all()
-            return self._running
+            return None if self._running and self._running.gives_way else self._running
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until no run goes on, for at most `timeout` seconds; whether that is so."""
+        """Wait until no run and no shipment goes on, for at most `timeout` seconds; whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._running is None, timeout)
 
@@ -283,7 +304,10 @@ class Runs:
     def _work(self) -> None:
         while ticket := self._next():
             try:
-                ticket.result.set_result(self._run(ticket))
+                if isinstance(ticket.request, ShipRequest):
+                    self._ship(ticket, ticket.request.shipment)
+                else:
+                    ticket.result.set_result(self._run(ticket, ticket.request))
             except SidecarError as exc:
                 ticket.result.set_exception(exc)
             finally:
@@ -292,19 +316,29 @@ class Runs:
                     self._changed.notify_all()
 
     def _next(self) -> Ticket | None:
-        """The next run's ticket, once there is one; None when the daemon stops."""
+        """The next ticket: a run's, or a shipment's when no run waits; None when the daemon stops."""
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._waiting or self._stopping, None if self._recovered else self._recover_every
-                )
+                self._changed.wait_for(lambda: self._waiting or self._stopping, self._patience())
                 if self._stopping:
                     return None
                 if self._waiting:
                     self._running = self._waiting.popleft()
                     self._running.started = self._now()
                     return self._running
-            self._recover_again()
+                shipment = self._shipments.next(self._now()) if self._recovered else None
+                if shipment:
+                    self._running = Ticket(ShipRequest(shipment), asked=self._now())
+                    return self._running
+            if not self._recovered:
+                self._recover_again()
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do that nobody asks for."""
+        if not self._recovered:
+            return self._recover_every
+        seconds = self._shipments.seconds(self._now())
+        return None if seconds is None else min(seconds, self._look_every)
 
     def _recover_again(self) -> None:
         try:
@@ -312,27 +346,27 @@ class Runs:
         except SidecarError as exc:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
 
-    def _run(self, ticket: Ticket) -> RunReport:
+    def _run(self, ticket: Ticket, request: RunRequest) -> RunReport:
         with self._changed:
             self._under_way = ticket.as_json()
         self._remember()
         report: RunReport | None = None
         try:
-            report = self._made(ticket)
+            report = self._made(ticket, request)
         finally:
             with self._changed:
                 self._under_way = None
                 if report:
-                    self._note(report, ticket.request)
+                    self._note(report, request)
             self._remember()  # before anybody is told: what a reader has seen is still true after a crash
         return report
 
-    def _made(self, ticket: Ticket) -> RunReport:
+    def _made(self, ticket: Ticket, request: RunRequest) -> RunReport:
         """The report of a run. Raises what `_REFUSED` names, when no run took place."""
         started = ticket.started or ticket.asked
         try:
             self._recover()
-            return self._jobs.backup(ticket.request, ticket.follow, ticket.cancelled)
+            return self._jobs.backup(request, ticket.follow, ticket.cancelled)
         except _REFUSED as exc:
             self._emit("run_failed", trigger=ticket.request.trigger, code=exc.code, error=exc.message, hint=exc.hint)
             raise
@@ -347,12 +381,74 @@ class Runs:
         self._last = _short(report, request)
         if not request.volumes:
             self._last_whole = self._last
+        self._shipments.ended(report, self._now())
         if any(reason.code == ThawFailed.code for reason in report.reasons):
             self._recovered = False  # the journal says whom; it is tried again until they run
         good = [each.volume for each in report.volumes if each.outcome is Outcome.GOOD and report.set]
         self._last_good |= dict.fromkeys(good, rfc3339(report.started))
         for volume in sorted(self._last_good, key=lambda each: self._last_good[each])[:-_MOST_VOLUMES]:
             del self._last_good[volume]
+
+    def _ship(self, ticket: Ticket, shipment: Shipment) -> None:
+        """Try a shipment; what became of it is noted, remembered, and said unless it has been."""
+        try:
+            shipped = self._jobs.ship(shipment.set, shipment.store, ticket.follow, ticket.cancelled)
+        except Interrupted:
+            return  # somebody asked for something: it is due again as soon as that is done
+        except NotFound as exc:
+            with self._changed:
+                self._shipments.forget(shipment)
+            self._say_dropped(shipment, exc.message)
+        except SidecarError as exc:
+            self._not_shipped(shipment, exc)
+        except BaseException as exc:  # noqa: BLE001 - as in `_made`
+            words = self._clean(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+            error = SidecarError(f"the shipment failed unexpectedly: {words}", hint=_LOOK_AT_LOG)
+            self._not_shipped(shipment, error, trace=traceback.format_exc())
+        else:
+            self._arrived(ticket, shipment, shipped)
+        self._remember()
+
+    def _arrived(self, ticket: Ticket, shipment: Shipment, shipped: Shipped) -> None:
+        now = self._now()
+        with self._changed:
+            self._shipments.arrived(shipment)
+            self._last, self._last_whole = (
+                _delivered(each, shipment, shipped, now) for each in (self._last, self._last_whole)
+            )
+        self._emit(
+            "set_shipped",
+            set=shipment.set,
+            store=shipment.store,
+            since=rfc3339(shipment.since),
+            attempts=shipment.attempts + 1,
+            bytes_uploaded=shipped.bytes_uploaded,
+            duration_ms=round((now - ticket.asked).total_seconds() * 1000, 1),
+        )
+
+    def _not_shipped(self, shipment: Shipment, error: SidecarError, **fields: Any) -> None:
+        with self._changed:
+            worth_saying = self._shipments.failed(shipment, error, self._now())
+        if worth_saying:
+            store = error.store or shipment.store
+            self._emit(
+                "store_failed",
+                set=shipment.set,
+                store=store,
+                code=error.code,
+                error=f"set {shipment.set} was not shipped to {shipment.store}: {error.message}",
+                hint=error.hint,
+                **fields,
+            )
+
+    def _say_dropped(self, shipment: Shipment, why: str) -> None:
+        self._emit(
+            "shipment_dropped",
+            set=shipment.set,
+            store=shipment.store,
+            error=f"set {shipment.set} will never be in {shipment.store}: {why}",
+            hint="nothing to do if newer sets are there: `list` shows them",
+        )
 
     def _failed(self, ticket: Ticket, started: datetime, reason: Reason, **fields: Any) -> RunReport:
         """The report of a run that ended in an error, which is logged."""
@@ -383,6 +479,23 @@ def _short(report: RunReport, request: RunRequest) -> dict[str, Any]:
     kept = ("run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons")
     as_kept = {"outcome": report.outcome.value, "reasons": list(document["reasons"])}  # as JSON gives it back
     return {key: document[key] for key in kept} | as_kept | {"trigger": request.trigger}
+
+
+def _delivered(
+    run: Mapping[str, Any] | None, shipment: Shipment, shipped: Shipped, now: datetime
+) -> Mapping[str, Any] | None:
+    """A run as it is to be judged now that its set lies in a store that had missed it."""
+    if run is None or run["set"] != shipment.set:
+        return run
+    reasons = [each for each in run["reasons"] if (each["code"], each.get("store")) != ("store_failed", shipment.store)]
+    outcome = run["outcome"] if reasons or run["outcome"] != Outcome.PARTIAL else Outcome.GOOD.value
+    return {
+        **run,
+        "outcome": outcome,
+        "reasons": reasons,
+        "off_host": run["off_host"] or shipped.off_host,
+        "shipped": {**run.get("shipped", {}), shipment.store: rfc3339(now)},
+    }
 
 
 def _as_found(remembered: Remembered) -> Remembered:
