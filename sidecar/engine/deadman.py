@@ -138,12 +138,14 @@ def stand_by(
     *,
     lease: float,
     say: Callable[[str], None],
+    settle: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Sequence[str]:
     """The dead man's whole life: watch, thaw if need be, end. The names of the containers it thawed.
 
-    Raises ThawFailed when one could not be thawed.
+    settle: what has to be done before anything is thawed. Raises ThawFailed when one could not be thawed, and what
+    `settle` raises: then nothing is thawed.
     """
     say(READY)
     since: float | None = None
@@ -154,6 +156,7 @@ def stand_by(
         if not alive or (since is not None and clock() - since > lease + GRACE):
             if not owed:
                 return ()
+            settle()
             thawed = thaw_owed(engine, journal, clock=clock, sleep=sleep)
             say(f"thawed {', '.join(thawed) or 'nothing'}: the sidecar is {'too late' if alive else 'gone'}")
             return thawed

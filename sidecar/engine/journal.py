@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,29 @@ class Journal:
             if entry.others:
                 self._write(Entry(entry.run, entry.group, (), entry.others))
                 return
-            try:
-                self.path.unlink()
-                _sync_directory(self.path.parent)
-            except OSError as error:
-                raise self._unwritable(error) from error
+            self._remove()
+
+    def owe(self, key: str, what: Any) -> None:
+        """Put on disk, under a key of its own, what else is owed until `settle`.
+
+        It stays through `begin` and `clear`, which are about what is frozen. Raises JournalUnwritable,
+        JournalUnreadable.
+        """
+        with self._turn:
+            entry = self.read() or Entry("", "", ())
+            self._write(replace(entry, others={**entry.others, key: what}))
+
+    def settle(self, key: str) -> None:
+        """What stands under the key is owed no more. Raises JournalUnwritable, JournalUnreadable."""
+        with self._turn:
+            entry = self.read()
+            if entry is None or key not in entry.others:
+                return
+            others = {name: what for name, what in entry.others.items() if name != key}
+            if entry.frozen or others:
+                self._write(replace(entry, others=others))
+            else:
+                self._remove()
 
     def set_aside(self) -> Path:
         """Rename a damaged journal, so that a new one can be written; its new path. Raises JournalUnwritable."""
@@ -142,6 +160,13 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             beside.rename(self.path)
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _remove(self) -> None:
+        try:
+            self.path.unlink()
             _sync_directory(self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
