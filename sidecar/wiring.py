@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +41,7 @@ from sidecar.jobs.discover import Discovery
 from sidecar.jobs.ownership import Claimant, claimant
 from sidecar.jobs.recover import sweep
 from sidecar.jobs.restore import RestoreTools, owed_volumes, plan_restore, restore, settle_owed, settle_volumes
-from sidecar.jobs.ship import ShipTools, ship
+from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.plan import Selection
 from sidecar.report import RestoreReport, RunReport
 from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped
@@ -54,6 +54,7 @@ STATE = Path("/state")
 _JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 _UNIX = "unix://"
+_NO_SOURCE = "it lies in a store of this host, and BACKUP_STORES names none any more"
 # Seconds that containers may be kept stopped by a sidecar that seems to live: an exchange deletes what was there.
 _LONGEST_RESTORE = 3600.0
 
@@ -146,12 +147,9 @@ class _Jobs:
         return backup(request.volumes, request.tags, tools, follow, cancelled)
 
     def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
-        target = self._bare_stores[store]
-        source = next((name for name, each in self._bare_stores.items() if not each.off_host and name != store), None)
+        target, source = self._bare_stores[store], self._source()
         if source is None:
-            raise NotFound(
-                "it lies in a store of this host, and BACKUP_STORES names none any more", hint="`list` shows the sets"
-            )
+            raise NotFound(_NO_SOURCE)
         # Asked impatiently first: a store that is still away costs no patience, and no line in the log.
         with suppress(ObjectMissing, StoreDenied):
             RetryingStore(target, _WHILE_SOMEBODY_WAITS, cancelled=cancelled.is_set).head(sets.OWNER)
@@ -159,7 +157,7 @@ class _Jobs:
             self._sweep()
         stores = self._stores(cancelled)
         tools = ShipTools(
-            source=stores[source],
+            source=stores[source.name],
             target=stores[store],
             claimant=self._claimant(),
             endpoint=self._settings.endpoint,
@@ -168,6 +166,14 @@ class _Jobs:
             now=_now,
         )
         return Shipped(ship(set_name, tools, follow, cancelled), target.off_host)
+
+    def lost(self, set_names: Sequence[str]) -> Mapping[str, str]:
+        source = self._source()
+        return dict.fromkeys(set_names, _NO_SOURCE) if source is None else lost(set_names, source)
+
+    def _source(self) -> Store | None:
+        """Where sets can be read from without paying for it."""
+        return next((store for store in self._bare_stores.values() if not store.off_host), None)
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
         tools = self._restore_tools(self._stores(cancelled))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -63,6 +63,19 @@ def ship(set_name: str, tools: ShipTools, follow: Follow, cancelled: threading.E
         consignment.commit(sets.manifest_key(set_name), document)
         journey.check()
     return consignment.bytes_uploaded
+
+
+def lost(set_names: Iterable[str], source: Store) -> dict[str, str]:
+    """Of these sets, those that the source has no more, with the words for it. Raises StoreError when it is away."""
+    gone = {}
+    for set_name in set_names:
+        try:
+            source.head(sets.manifest_key(set_name))
+        except ObjectMissing:
+            gone[set_name] = f"it is in {source.location} no more"
+    if gone:
+        _require_owner(source)
+    return gone
 
 
 class _Journey:
@@ -125,7 +138,7 @@ def _manifest(source: Store, set_name: str) -> bytes:
     except ObjectMissing as error:
         _require_owner(source)
         raise NotFound(
-            f"set {set_name} is in {source.location} no more", hint="`list` shows the sets", store=source.name
+            f"it is in {source.location} no more", hint="`list` shows the sets", store=source.name
         ) from error
 
 

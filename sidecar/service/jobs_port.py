@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -83,9 +83,12 @@ class Jobs(Protocol):
     def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
         """Copy a set from the store of this host that has it to the store of that name, whole or not at all.
 
-        Raises NotFound when no store has it to give (any more), Interrupted soon after `cancelled` is set, SidecarError
+        Raises NotFound when it is lost meanwhile, Interrupted soon after `cancelled` is set, SidecarError
         with the store's name.
         """
+
+    def lost(self, set_names: Sequence[str]) -> Mapping[str, str]:
+        """Of these sets, those that no store of this host has (any more), each with the words for it. SidecarError."""
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
         """Put volumes back to what they were.

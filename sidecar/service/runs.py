@@ -275,8 +275,10 @@ class Runs:
     def cancel(self) -> tuple[Ticket, list[Ticket]]:
         """Tell the job that goes on to end; it, and those that still wait for their turn. Raises NotFound."""
         with self._changed:
-            if self._running is None or self._running.gives_way:
+            if self._running is None:
                 raise NotFound("nothing is going on", hint="`status` shows how the last one ended")
+            if self._running.gives_way:
+                raise NotFound("only a shipment is going on", hint="it gives way to whatever is asked for")
             self._running.cancelled.set()
             return self._running, list(self._waiting)
 
@@ -428,13 +430,13 @@ class Runs:
     def _ship(self, ticket: Ticket, shipment: Shipment) -> None:
         """Try a shipment; what became of it is noted, remembered, and said unless it has been."""
         try:
+            if self._drop_lost(shipment):
+                return
             shipped = self._jobs.ship(shipment.set, shipment.store, ticket.follow, ticket.cancelled)
         except Interrupted:
             return  # somebody asked for something: it is due again as soon as that is done
         except NotFound as exc:
-            with self._changed:
-                self._shipments.forget(shipment)
-            self._say_dropped(shipment, exc.message)
+            self._drop(shipment, exc.message)
         except SidecarError as exc:
             self._not_shipped(shipment, exc)
         except BaseException as exc:  # noqa: BLE001 - as in `_made`
@@ -444,6 +446,22 @@ class Runs:
         else:
             self._arrived(ticket, shipment, shipped)
         self._remember()
+
+    def _drop_lost(self, next_one: Shipment) -> bool:
+        """Give up all that can never arrive, before any store is asked; whether the next one is among it."""
+        pending = self._shipments.pending
+        gone = self._jobs.lost([each.set for each in pending])
+        for each in pending:
+            if each.set in gone:
+                self._drop(each, gone[each.set])
+        if gone:
+            self._remember()
+        return next_one.set in gone
+
+    def _drop(self, shipment: Shipment, why: str) -> None:
+        with self._changed:
+            self._shipments.forget(shipment)
+        self._say_dropped(shipment, why)
 
     def _arrived(self, ticket: Ticket, shipment: Shipment, shipped: Shipped) -> None:
         now = self._now()

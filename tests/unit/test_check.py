@@ -137,6 +137,16 @@ def test_everything_that_is_not_well_has_a_hint(host: Host):
     assert [finding for finding in findings if not finding.hint] == []
 
 
+def test_a_place_that_another_running_sidecar_has_is_an_error_until_that_is_gone(host: Host):
+    host.store.put("owner.json", owner_document("FAKE:ENGINE", "me", NOON, "other-state"))
+    host.engine.run("other", labels={"backup.role": "sidecar"}, volumes={"other-state": "/state"})
+    (wrong,) = [each for each in host.wrong() if each[0] == "store memory"]
+    assert wrong[1] == "error"
+    assert "belongs to the sidecar other, which runs on this host" in wrong[2]
+    host.engine.remove("other")
+    assert [each for each in host.wrong() if each[0] == "store memory"] == []
+
+
 # --- settings, engine, mounts ----------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,8 @@ from sidecar.errors import (
 )
 from sidecar.events import Progress
 from sidecar.jobs.ownership import Claimant
-from sidecar.jobs.ship import ShipTools, ship
+from sidecar.jobs.recover import sweep
+from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.report import Outcome
 from sidecar.stores.local import LocalStore
 from sidecar.stores.memory import MemoryStore
@@ -213,6 +214,25 @@ def test_a_set_that_its_source_has_no_more_is_told_from_a_source_that_fails(rout
     with pytest.raises(StoreError, match="is not what it was"):  # an empty directory where a disk should be mounted
         route.ship()
     assert route.keys() == []
+
+
+def test_sets_are_lost_only_when_their_store_is_there_and_has_them_no_more(route: Route) -> None:
+    gone = "backup-20260101_030000"
+    assert lost([SET, gone], route.source) == {gone: "it is in local: no more"}
+    route.source.delete(["owner.json"])
+    with pytest.raises(StoreError, match="is not what it was"):
+        lost([SET, gone], route.source)
+
+
+def test_what_a_killed_shipment_left_is_written_over(route: Route) -> None:
+    route.target.put("owner.json", sets.owner_document("ME", "here", NOON, "backup-state"))
+    route.target.put(f"{SET}/db.tar.gz", ARCHIVE[:100])
+    route.target.begin(f"{SET}/files.tar.gz")
+    assert sweep(route.target, ME, route.emit)  # as each start does, but for what is stored between
+    route.target.put(f"{SET}/db.tar.gz", ARCHIVE[:100])
+    route.ship()
+    route.assert_whole()
+    assert list(route.target.pending()) == []
 
 
 # --- a damaged source ------------------------------------------------------------------------------------------------

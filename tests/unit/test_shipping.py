@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class World:
         self.reports = [MISSED]
         self.shipments: list[tuple[str, str]] = []
         self.outcome: Callable[[threading.Event], Shipped] = self.away
+        self.gone: dict[str, str] = {}
         self.stores = ("s3", "local")
         self.runs = self.start()
 
@@ -82,6 +84,9 @@ class World:
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
         return self.reports.pop(0)
 
+    def lost(self, set_names: Sequence[str]) -> dict[str, str]:
+        return {each: self.gone[each] for each in set_names if each in self.gone}
+
     def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
         self.shipments.append((set_name, store))
         follow(Progress("shipping", "db.tar.gz", 10, 100))
@@ -116,8 +121,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.runs.interrupt()
+    assert world.runs.wait_idle(PATIENCE)
 
 
 def test_what_a_store_missed_is_pending_and_shipped_when_the_store_is_back(world: World) -> None:
@@ -146,9 +154,7 @@ def test_what_a_store_missed_is_pending_and_shipped_when_the_store_is_back(world
 
 def test_a_run_that_was_not_good_for_another_reason_too_stays_so(world: World) -> None:
     other = Reason("file_changed", "a file changed", "freeze it", "db")
-    world.reports = [
-        RunReport(**{f: getattr(MISSED, f) for f in MISSED.__slots__} | {"reasons": (*MISSED.reasons, other)})
-    ]
+    world.reports = [replace(MISSED, reasons=(*MISSED.reasons, other))]
     world.outcome = world.back
     world.run()
     world.minutes_pass(1)
@@ -224,6 +230,26 @@ def test_a_set_that_its_store_has_no_more_is_given_up_and_that_is_said(world: Wo
     assert (dropped["set"], dropped["store"]) == (SET, "s3")
     assert f"will never be in s3: set {SET} is in /data/backups no more" in dropped["error"]
     assert not world.runs.status()["healthy"]  # it never was off this host
+
+
+def test_sets_that_are_pruned_while_a_store_is_away_do_not_pile_up(world: World) -> None:
+    world.run()
+    world.reports = [replace(MISSED, set="backup-20260102_123000")]
+    world.run()
+    world.gone = {SET: "it is in /data/backups no more"}
+    world.minutes_pass(1)
+    eventually(lambda: len(world.pending()) == 1 and world.pending()[0]["attempts"], "the other was tried")
+    assert [each["error"] for each in world.named("shipment_dropped")] == [
+        f"set {SET} will never be in s3: it is in /data/backups no more"
+    ]
+    assert world.shipments == [("backup-20260102_123000", "s3")]
+    world.gone = {"backup-20260102_123000": "it is in /data/backups no more"}
+    world.minutes_pass(15)
+    eventually(lambda: not world.pending(), "it is given up")
+    assert len(world.shipments) == 1
+    assert world.runs.wait_idle(PATIENCE)
+    world.restart()
+    assert world.pending() == []
 
 
 def test_a_store_that_is_not_configured_any_more_is_owed_nothing_and_that_is_said(world: World) -> None:
