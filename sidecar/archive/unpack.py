@@ -34,7 +34,7 @@ DONE = ".volume-backup-restored"
 TAR = ("tar", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "-xpf", "-")
 GO = b"exchange\n"
 
-_NEW, _OLD, _LEAVING, _ARRIVING = "new", "old", "leaving", "arriving"
+_NEW, _OLD, _BEFORE, _LEAVING, _ARRIVING = "new", "old", "before", "leaving", "arriving"
 _PIECE = 1024 * 1024
 _SLACK = 4096  # what a file may take on disk beyond its bytes in the archive: it has 512 of header there, and is padded
 _TRIFLE = 16 * _PIECE  # left on the disk at all events
@@ -115,7 +115,12 @@ def _settle(root: str) -> Word:
         return Word.EXCHANGED
     if not os.path.lexists(staging):
         return Word.CLEAN
+    # The root's time is what it was before our directory came, unless someone else has touched it since.
+    noted = _noted(os.path.join(staging, _BEFORE))
+    is_ours = noted.get("since_ns") == os.stat(root).st_mtime_ns
     shutil.rmtree(staging)
+    if is_ours:
+        os.utime(root, ns=(noted["mtime_ns"], noted["mtime_ns"]))
     return Word.AS_IT_WAS
 
 
@@ -153,8 +158,12 @@ def _require_room(root: str, expected: Expected) -> None:
 
 def _unpack(root: str, length: int, source: int) -> None:
     """From `source` into the staging directory, and onto the disk."""
-    directory = os.path.join(root, STAGING, _NEW)
+    staging = os.path.join(root, STAGING)
+    directory = os.path.join(staging, _NEW)
+    before_ns = os.stat(root).st_mtime_ns
     os.makedirs(directory, mode=0o700)
+    with open(os.path.join(staging, _BEFORE), "w", encoding="ascii") as note:
+        json.dump({"mtime_ns": before_ns, "since_ns": os.stat(root).st_mtime_ns}, note)
     tar = subprocess.Popen(  # noqa: S603 - no argument of it comes from outside
         TAR,
         cwd=directory,
@@ -262,6 +271,8 @@ def _go_on(root: str) -> None:
         os.rmdir(new)
     with suppress(FileNotFoundError):
         shutil.rmtree(old)
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(staging, _BEFORE))
     _sync_directory(staging)
     os.rename(staging, os.path.join(root, DONE))
     _sync_directory(root)
@@ -271,15 +282,22 @@ def _go_on(root: str) -> None:
 def _finish(root: str) -> None:
     done = os.path.join(root, DONE)
     arriving = os.path.join(done, _ARRIVING)
-    mtime_ns = None
+    mtime_ns = _noted(arriving).get("mtime_ns")
     with suppress(FileNotFoundError):
-        with open(arriving, encoding="ascii") as note:
-            mtime_ns = int(json.load(note)["mtime_ns"])
         os.unlink(arriving)
     os.rmdir(done)
     if mtime_ns is not None:
         os.utime(root, ns=(mtime_ns, mtime_ns))
     _sync_directory(root)
+
+
+def _noted(path: str) -> dict[str, int]:
+    """What a note says; nothing where it was not written to its end."""
+    try:
+        with open(path, encoding="ascii") as note:
+            return {str(name): int(number) for name, number in json.load(note).items()}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}
 
 
 def _move_all(source: str, target: str) -> None:

@@ -220,7 +220,8 @@ class _Restore:
         Raises EngineError when one cannot be stopped, or started again.
         """
         self._check()
-        self._follow(Progress("stopping"))
+        if self._plan.containers:
+            self._follow(Progress("stopping"))
         self._dead_man.ready()
         with freeze(
             self._tools.engine,

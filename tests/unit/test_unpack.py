@@ -97,12 +97,29 @@ def test_the_volume_becomes_what_arrived_and_its_root_with_it(volume: Path, stre
 
 
 def test_nothing_changes_before_the_word_to_go(volume: Path, stream: bytes) -> None:
+    os.utime(volume, ns=(1, 1_000_000_000))
     before = volume.stat()
     assert restored(volume, stream) == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
     assert found(volume) == OLD
-    assert volume.stat().st_ino == before.st_ino
+    assert (volume.stat().st_ino, volume.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert restored(volume, stream + b"stop\n") == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
     assert found(volume) == OLD
+
+
+def test_the_roots_time_stays_what_others_have_made_it_meanwhile(
+    volume: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(volume, ns=(1, 1_000_000_000))
+    sync = unpack._sync
+
+    def meanwhile(directory: str) -> None:
+        (volume / "by-the-application").write_bytes(b"")
+        os.utime(volume, ns=(5, 5_000_000_000))
+        sync(directory)
+
+    monkeypatch.setattr(unpack, "_sync", meanwhile)
+    restored(volume, stream)
+    assert volume.stat().st_mtime_ns > 5_000_000_000  # our own directory went after it
 
 
 @pytest.mark.parametrize("cut", [0, 511, 512, 1536, 4000])
