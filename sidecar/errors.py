@@ -244,6 +244,12 @@ class OwnedByAnotherHost(StoreError):
     code = "owned_by_another_host"
 
 
+class OwnedByAnotherSidecar(StoreError):
+    """The prefix belongs to another sidecar, which runs on this engine at this moment."""
+
+    code = "owned_by_another_sidecar"
+
+
 class ArchiveDamaged(SidecarError):
     """An archive holds other bytes than its index vouches for."""
 

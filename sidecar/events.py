@@ -17,6 +17,7 @@ EVENTS: dict[str, int] = {
     "config_invalid": logging.ERROR,
     "config_warning": logging.WARNING,
     "recovered": logging.WARNING,
+    "prefix_taken_over": logging.WARNING,
     "recover_failed": logging.ERROR,
     "memory_reset": logging.WARNING,
     "memory_unwritten": logging.ERROR,
@@ -30,6 +31,8 @@ EVENTS: dict[str, int] = {
     "unprotected_mount": logging.WARNING,
     "store_retry": logging.WARNING,
     "store_failed": logging.ERROR,
+    "set_shipped": logging.INFO,
+    "shipment_dropped": logging.WARNING,
     "upload_aborted": logging.WARNING,
     "not_off_host": logging.WARNING,
     "run_finished": logging.INFO,
@@ -56,7 +59,7 @@ class Progress:
     """Where a job is, sizes in bytes.
 
     phase: `planning`, `freezing`, `copying`, `packing`, `committing` of a run; `planning`, `restoring`, `stopping`,
-    `exchanging` of a restore.
+    `exchanging` of a restore; `shipping`.
 
     total_bytes is 0 while it is not known.
     """

@@ -166,16 +166,29 @@ def _blotted(value: str) -> str:
     return ",".join(_SECRET_AND_REST.sub(r"\1…", option) for option in value.split(","))
 
 
-def owner_document(engine: str, host: str, since: datetime) -> bytes:
-    """`owner.json`: which engine writes below this prefix. engine: its ID; host: its name."""
-    return _document({"format": FORMAT, "kind": "owner", "engine": engine, "host": host, "since": rfc3339(since)})
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who writes below a prefix. engine: the engine's ID; host: its name; state: see `owner_document`, may be empty."""
+
+    engine: str
+    host: str
+    state: str = ""
 
 
-def owner_of(data: bytes) -> tuple[str, str]:
-    """Engine ID and host of an `owner.json`. Raises SetInvalid."""
+def owner_document(engine: str, host: str, since: datetime, state: str) -> bytes:
+    """`owner.json`: which engine writes below this prefix (its ID and name), and which of its sidecars.
+
+    state: what that sidecar has mounted at /state, a volume's name or a directory of the host.
+    """
+    names = {"engine": engine, "host": host, "state": state, "since": rfc3339(since)}
+    return _document({"format": FORMAT, "kind": "owner", **names})
+
+
+def owner_of(data: bytes) -> Owner:
+    """Read an `owner.json`; an older one names no state. Raises SetInvalid."""
     document = _read(data, OWNER)
     with _damaged(OWNER):
-        return _text(document["engine"]), _text(document["host"])
+        return Owner(_text(document["engine"]), _text(document["host"]), _text(document.get("state", "")))
 
 
 def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:

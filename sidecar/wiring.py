@@ -6,13 +6,14 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sidecar import __version__, config
+from sidecar import __version__, config, sets
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import Settings
 from sidecar.engine import deadman
@@ -21,18 +22,29 @@ from sidecar.engine.docker import connect
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
-from sidecar.errors import ConfigInvalid, EngineUnreachable, MountMissing
+from sidecar.errors import (
+    Busy,
+    ConfigInvalid,
+    EngineUnreachable,
+    MountMissing,
+    NotFound,
+    ObjectMissing,
+    OwnedByAnotherSidecar,
+    StoreDenied,
+)
 from sidecar.events import Emit, Follow
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.ownership import Claimant, claimant
 from sidecar.jobs.recover import sweep
 from sidecar.jobs.restore import RestoreTools, owed_volumes, plan_restore, restore, settle_owed, settle_volumes
+from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.plan import Selection
 from sidecar.report import RestoreReport, RunReport
-from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest
+from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -44,6 +56,7 @@ _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 # Seconds. Small requests that somebody waits for: a verb, the start.
 _SOON = 15
 _UNIX = "unix://"
+_NO_SOURCE = "it lies in a store of this host, and BACKUP_STORES names none any more"
 # Seconds that containers may be kept stopped by a sidecar that seems to live: an exchange deletes what was there.
 _LONGEST_RESTORE = 3600.0
 
@@ -109,7 +122,8 @@ class _Jobs:
         self._unswept = set(settings.stores)
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
-        self._sweep()
+        with suppress(OwnedByAnotherSidecar):  # a store that was away at our start: the report will name it
+            self._sweep()
         settings = self._settings
         tools = Tools(
             engine=self._engine,
@@ -119,6 +133,7 @@ class _Jobs:
             spool=lambda: SpoolSpace(STATE / "spool", settings.spool_max),
             names=self._names,
             dead_man=self._dead_man,
+            claimant=self._claimant(),
             state=STATE,
             max_pause=settings.max_pause.total_seconds(),
             level=settings.compression,
@@ -133,6 +148,35 @@ class _Jobs:
             now=_now,
         )
         return backup(request.volumes, request.tags, tools, follow, cancelled)
+
+    def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
+        target, source = self._bare_stores[store], self._source()
+        if source is None:
+            raise NotFound(_NO_SOURCE)
+        # Asked impatiently first: a store that is still away costs no patience, and no line in the log.
+        with suppress(ObjectMissing, StoreDenied):
+            RetryingStore(target, _WHILE_SOMEBODY_WAITS, cancelled=cancelled.is_set).head(sets.OWNER)
+        with suppress(OwnedByAnotherSidecar):  # the shipment will say so
+            self._sweep()
+        stores = self._stores(cancelled)
+        tools = ShipTools(
+            source=stores[source.name],
+            target=stores[store],
+            claimant=self._claimant(),
+            endpoint=self._settings.endpoint,
+            threads=2 * _cores(),
+            emit=self._emit,
+            now=_now,
+        )
+        return Shipped(ship(set_name, tools, follow, cancelled), target.off_host)
+
+    def lost(self, set_names: Sequence[str]) -> Mapping[str, str]:
+        source = self._source()
+        return dict.fromkeys(set_names, _NO_SOURCE) if source is None else lost(set_names, source)
+
+    def _source(self) -> Store | None:
+        """Where sets can be read from without paying for it."""
+        return next((store for store in self._bare_stores.values() if not store.off_host), None)
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
         tools = self._restore_tools(self._stores(cancelled))
@@ -172,13 +216,20 @@ class _Jobs:
         settle_owed(self._engine, self._discovery.this_container(), self._journal, self._emit)
         recover(self._journal, self._engine, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
-        self._sweep()
+        try:
+            self._sweep()
+        except OwnedByAnotherSidecar as error:
+            raise Busy(error.message, hint=error.hint, store=error.store) from error
 
     def _sweep(self) -> None:
         """Until each store has answered once: a store that is away must not hold up the start."""
         if self._unswept:
-            engine = self._engine.identity().id
-            self._unswept -= {name for name in self._unswept if sweep(self._prompt_stores[name], engine, self._emit)}
+            us = self._claimant()
+            self._unswept -= {name for name in self._unswept if sweep(self._prompt_stores[name], us, self._emit)}
+
+    def _claimant(self) -> Claimant:
+        own, host = self._discovery.this_container(), self._settings.host or self._engine.identity().name
+        return claimant(self._engine, own, host=host, target=str(STATE))
 
     def _dead_man(self, run: str, emit: Emit, *, lease: float | None = None) -> DeadMan:
         own = self._discovery.this_container()

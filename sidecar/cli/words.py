@@ -323,8 +323,18 @@ class Words:
                 ("volume", "last good backup"),
                 [(name, _moment(moment)) for name, moment in status["last_good"].items()],
             )
+        self._pending(status.get("pending", []))
         self._next_run(status)
         self._warnings("warnings", status.get("warnings", []))
+
+    def _pending(self, pending: Sequence[dict[str, Any]]) -> None:
+        for store in dict.fromkeys(each["store"] for each in pending):
+            owed = [each for each in pending if each["store"] == store]
+            self.line(f"not in {store} yet: {_some([each['set'] for each in owed])}; shipped when it is back", "yellow")
+            last = max(owed, key=lambda each: str(each["set"]))
+            if last["error"]:
+                tries = f"after {last['attempts']} attempt(s) since {_moment(last['since'])}: "
+                self.line(f"  {tries}{last['error']}")
 
     def cancelled(self, document: dict[str, Any]) -> None:
         """What became of a run that was told to stop, and which still wait."""

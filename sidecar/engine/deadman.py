@@ -9,6 +9,7 @@ its work is done.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from sidecar.events import Emit
 from sidecar.model import Container
 
 ROLE = "deadman"
+HELPER = "helper"
 READY = "standing by"
 
 # Seconds. The start of a container takes about one on two busy cores; LOOK_EVERY bounds how long the application stands
@@ -114,15 +116,18 @@ class DeadMan:
 
 
 def bury(engine: Engine, own: Container, state: str) -> None:
-    """Remove the dead men that were made for us and never started, because we were killed in between.
+    """Remove the dead men and helpers that were made for us and never started, because we were killed in between.
 
-    The engine removes by itself those that have run. One that is left keeps the state volume from being removed.
-    Raises EngineError.
+    The engine removes by itself those that have run. One that is left keeps its volumes from being removed. Ours are
+    those that have our state mounted at `state`, and those named after our container. Raises EngineError.
     """
     kept = {mount.volume or mount.source for mount in own.mounts if mount.target == state}
+    named = re.compile(rf"{re.escape(own.name)}-(?:{ROLE}|{HELPER})-[0-9a-f]{{6}}")
     for container in engine.containers():
-        ours = any((mount.volume or mount.source) in kept for mount in container.mounts)
-        if ours and container.role == ROLE and not container.running:
+        ours = named.fullmatch(container.name) or any(
+            (mount.volume or mount.source) in kept for mount in container.mounts
+        )
+        if ours and container.role in (ROLE, HELPER) and not container.running:
             engine.remove(container.id)
 
 

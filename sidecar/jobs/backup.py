@@ -38,6 +38,7 @@ from sidecar.errors import (
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.consignment import Consignment
 from sidecar.jobs.ledger import Ledger
+from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.stages import Stages
 from sidecar.model import Quiesce
 from sidecar.plan import Group, Plan, PlannedVolume
@@ -66,9 +67,10 @@ class Tools:
     """What a backup works with; wiring makes it.
 
     plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
-    spool: makes the run's empty spool. dead_man: for a run's identifier. max_pause in seconds; level: ISA-L's; threads:
-    compressors, half of the uploads of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt.
-    local_by_default: nobody said where to keep sets. stage_fault: for tests. warnings: said with every run.
+    spool: makes the run's empty spool. dead_man: for a run's identifier. claimant: who writes to the stores. max_pause
+    in seconds; level: ISA-L's; threads: compressors, half of the uploads of each store. endpoint: of an S3 server that
+    is not Amazon's, for RECOVER.txt. local_by_default: nobody said where to keep sets. stage_fault: for tests.
+    warnings: said with every run.
     """
 
     engine: Engine
@@ -78,6 +80,7 @@ class Tools:
     spool: Callable[[], SpoolSpace]
     names: SetNames
     dead_man: Callable[[str, Emit], DeadMan]
+    claimant: Claimant
     state: Path
     max_pause: float
     level: int
@@ -176,7 +179,7 @@ class _Run:
             for store in tools.stores.values()
         ]
         for consignment in self._consignments:
-            consignment.claim(self._engine_id, tools.host, self.ledger.started)
+            consignment.claim(tools.claimant, self.ledger.started)
         self.ledger.set = tools.names.next(lambda name: any(c.holds(name) for c in self._consignments))
 
     @contextmanager
@@ -297,8 +300,11 @@ class _Run:
 
     def report(self) -> RunReport:
         """What the run says about itself."""
+        # From here a store that missed the set can get it later. Not from a store elsewhere: reading a set back costs
+        # money each time that, say, a full disk refuses it.
+        lies_here = any(c.committed and not c.store.off_host for c in self._consignments)
         return self.ledger.report(
-            {c.store.name: c.report() for c in self._consignments},
+            {c.store.name: c.report(pending=lies_here) for c in self._consignments},
             off_host=any(c.committed and c.store.off_host for c in self._consignments),
             warnings=self._tools.warnings,
         )

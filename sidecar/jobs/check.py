@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from sidecar import sets
 from sidecar.archive.capture import measure
 from sidecar.archive.spool import DISK_RESERVE
 from sidecar.config import Settings
@@ -29,6 +28,7 @@ from sidecar.errors import (
 )
 from sidecar.jobs.catalogue import read_document
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.ownership import Claimant, admitted, claimant
 from sidecar.plan import VOLUMES_TARGET, Plan
 from sidecar.stores.port import MEBIBYTE, Store
 
@@ -80,18 +80,18 @@ class Premises:
 def check(settings: Settings, premises: Premises) -> Iterator[Finding]:
     """Look at everything, one finding after the other as it is found. Raises nothing that has a name."""
     yield from _settings(settings)
-    engine = engine_id = plan = None
+    engine = identity = us = plan = None
     try:
         engine = premises.engine()
         identity = engine.identity()
-        engine_id = identity.id
         yield Finding("engine", Verdict.OK, f"Docker Engine {identity.version} on {identity.name} answers")
         yield from _permissions(engine, premises.token)
     except SidecarError as error:
         yield _wrong("engine", error)
-    if engine and engine_id:
+    if engine and identity:
         try:
             discovery = premises.discovery(engine)
+            us = claimant(engine, discovery.this_container(), host=identity.name, target=STATE_TARGET)
             yield from _mounts(engine, discovery, premises.mountinfo())
             plan = discovery(())
             yield from _volumes(plan)
@@ -101,7 +101,7 @@ def check(settings: Settings, premises: Premises) -> Iterator[Finding]:
     yield from _room(premises.state, settings.spool_max, plan)
     for name, make in premises.stores.items():
         try:
-            yield from _store(f"store {name}", make(), engine_id, premises)
+            yield from _store(f"store {name}", make(), us, premises)
         except SidecarError as error:
             yield _wrong(f"store {name}", error)
 
@@ -275,13 +275,11 @@ def _mebibytes(count: int) -> str:
 # --- stores ----------------------------------------------------------------------------------------------------------
 
 
-def _store(subject: str, store: Store, engine_id: str | None, premises: Premises) -> Iterator[Finding]:
+def _store(subject: str, store: Store, us: Claimant | None, premises: Premises) -> Iterator[Finding]:
     """Whose prefix it is; then write, read, list and delete an object that no set could have. Raises StoreError."""
-    owner = _owner(store)
-    if owner and engine_id and owner[0] != engine_id:
-        hint = "give this host a BACKUP_HOST name or a BACKUP_PREFIX of its own"
-        yield Finding(subject, Verdict.ERROR, f"{store.location} belongs to host {owner[1]}", hint)
-        return
+    if us:
+        with suppress(ObjectMissing):  # nothing was ever stored here
+            admitted(store, us)
     key = f"check-{premises.token}"
     data = f"A probe of the volume backup sidecar; it may be deleted. {premises.token}\n".encode()
     try:
@@ -308,13 +306,6 @@ def _failed(step: Callable[[Store, str, bytes], None], store: Store, key: str, d
     except StoreError as error:
         return error
     return None
-
-
-def _owner(store: Store) -> tuple[str, str] | None:
-    try:
-        return sets.owner_of(read_document(store, sets.OWNER))
-    except ObjectMissing:  # nothing was ever stored here
-        return None
 
 
 def _reads_back(store: Store, key: str, data: bytes) -> None:

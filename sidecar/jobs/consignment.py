@@ -13,15 +13,12 @@ from isal import isal_zlib
 from sidecar import sets
 from sidecar.errors import (
     ChecksumMismatch,
-    ObjectExists,
     ObjectMissing,
-    OwnedByAnotherHost,
-    SetInvalid,
     StoreDenied,
     StoreError,
 )
 from sidecar.events import Emit
-from sidecar.jobs.catalogue import read_document
+from sidecar.jobs.ownership import Claimant, claim
 from sidecar.report import Outcome, StoreReport
 from sidecar.stores.parts import PartAssembler
 from sidecar.stores.pool import PooledUpload
@@ -53,35 +50,20 @@ class Consignment:
         """Whether the store still takes what it is given."""
         return self.error is None
 
-    def report(self) -> StoreReport:
-        """What the store got."""
+    def report(self, *, pending: bool) -> StoreReport:
+        """What the store got. pending: what it missed is to be shipped later."""
         return StoreReport(
             Outcome.GOOD if self.committed else Outcome.FAILED,
             self.bytes_uploaded,
+            pending=pending and not self.committed,
             error=self.error.message if self.error else None,
             hint=self.error.hint if self.error else None,
             location=self.store.location,
         )
 
-    def claim(self, engine: str, host: str, since: datetime) -> None:
-        """Make the prefix ours, or fail when it is another engine's: two hosts would overwrite and prune each other."""
-
-        def claim() -> None:
-            try:
-                self.store.put(sets.OWNER, sets.owner_document(engine, host, since), if_absent=True)
-            except ObjectExists:
-                try:
-                    owner, owner_host = sets.owner_of(read_document(self.store, sets.OWNER))
-                except SetInvalid as error:
-                    raise OwnedByAnotherHost(error.message, hint=error.hint, store=self.store.name) from error
-                if owner != engine:
-                    raise OwnedByAnotherHost(
-                        f"{self.store.location} belongs to host {owner_host}",
-                        hint="give this host a BACKUP_HOST name or a BACKUP_PREFIX of its own",
-                        store=self.store.name,
-                    ) from None
-
-        self._try(claim)
+    def claim(self, us: Claimant, since: datetime) -> None:
+        """Make the prefix ours, or fail when it is another's: two would overwrite and prune each other's sets."""
+        self._try(lambda: claim(self.store, us, since, self._emit))
 
     def holds(self, set_name: str) -> bool:
         """Whether the store has a set of that name already."""
@@ -102,6 +84,7 @@ class Consignment:
         """Start an object of at most `expected` bytes, as far as known."""
 
         def start() -> None:
+            self._keys.append(key)  # before the act: an answer may be lost when the object is there already
             self._upload = PooledUpload(self.store.begin(key, content_type=content_type), threads=self._threads)
             self._parts = PartAssembler(expected, self.store.capabilities)
 
@@ -128,7 +111,6 @@ class Consignment:
                 self._upload.put(number, data)
             stored = self._upload.complete()
             self._upload = None
-            self._keys.append(stored.key)
             # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
             vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
             if (stored.size, vouched) != (size, f"crc32:{crc32:08x}"):
@@ -157,8 +139,8 @@ class Consignment:
         """Store a small document."""
 
         def put() -> None:
+            self._keys.append(key)  # as in `begin`: a manifest must not stay when what it names is removed
             self.store.put(key, data, content_type=content_type)
-            self._keys.append(key)
             self.bytes_uploaded += len(data)
 
         self._try(put)

@@ -1,7 +1,7 @@
 """Put right what a killed run left in the stores: uploads under way, and sets without a manifest.
 
-Whatever it froze is thawed first, by `sidecar.engine.recovery`. Only a prefix whose owner.json names this engine is
-touched, and only sets that have no manifest: they do not exist, and only cost money.
+Whatever it froze is thawed first, by `sidecar.engine.recovery`. Only a prefix whose owner.json names this engine, and
+no other sidecar that runs, is touched, and only sets that have no manifest: they do not exist, and only cost money.
 """
 
 from __future__ import annotations
@@ -9,38 +9,32 @@ from __future__ import annotations
 from collections import defaultdict
 
 from sidecar import sets
-from sidecar.errors import ObjectMissing, StoreError
+from sidecar.errors import ObjectMissing, OwnedByAnotherSidecar, StoreError
 from sidecar.events import Emit
-from sidecar.jobs.catalogue import read_document
+from sidecar.jobs.ownership import Claimant, is_ours
 from sidecar.stores.port import Store
 
 _OURS = "backup-"
 
 
-def sweep(store: Store, engine: str, emit: Emit) -> bool:
-    """Abort uploads and remove half sets that an earlier process of this engine (its ID) left. Nothing may be running.
+def sweep(store: Store, us: Claimant, emit: Emit) -> bool:
+    """Abort uploads and remove half sets that an earlier process of ours left. Nothing may be running.
 
-    False when the store did not answer: emits `store_failed`, never raises a StoreError.
+    False when the store did not answer: emits `store_failed`. Raises OwnedByAnotherSidecar, and no other StoreError.
     """
     try:
-        if not _is_ours(store, engine):
+        if not is_ours(store, us):
             return True
         uploads = _abort_uploads(store)
         removed = _remove_half_sets(store)
+    except OwnedByAnotherSidecar:
+        raise
     except StoreError as error:
         emit("store_failed", store=store.name, code=error.code, error=error.message, hint=error.hint)
         return False
     if uploads or removed:
         emit("recovered", store=store.name, uploads=uploads, sets=removed)
     return True
-
-
-def _is_ours(store: Store, engine: str) -> bool:
-    try:
-        owner, _ = sets.owner_of(read_document(store, sets.OWNER))
-    except ObjectMissing:  # nothing was ever stored here
-        return False
-    return owner == engine
 
 
 def _abort_uploads(store: Store) -> int:

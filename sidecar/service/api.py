@@ -154,7 +154,7 @@ class ControlApi:
         return _json(await run_in_threadpool(self._jobs.sets, *wanted))
 
     async def _status(self, _: Request) -> Response:
-        known_later: dict[str, Any] = {"last_verify": None, "last_drill": None, "guard": None, "pending": []}
+        known_later: dict[str, Any] = {"last_verify": None, "last_drill": None, "guard": None}
         return _json(self._runs.status() | self._facts() | known_later | {"warnings": list(self._warnings)})
 
     def _answered(self, endpoint: Endpoint) -> Endpoint:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ from sidecar.errors import Busy, ConfigInvalid, MountMissing, SidecarError
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service import CONTROL_SOCKET, MEMORY
+from sidecar.service import CONTROL_SOCKET, MEMORY, alone
 from sidecar.service.api import ControlApi, ControlSocket, Door, Server
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
@@ -87,8 +89,9 @@ def serve(
     """Be the daemon of this process until it is told to stop; how that went.
 
     `good`: stopped while idle. `interrupted`: stopped in the middle of a run. `config_invalid`, `mount_missing`: it
-    could not begin. `busy`: another daemon runs here. `failed`: something that nobody expected. The caller leaves by
-    os._exit, because threads may still be busy; the log is written by then.
+    could not begin. `busy`: another daemon runs here, on the same state volume, or writes to the same place. `failed`:
+    something that nobody expected. The caller leaves by os._exit, because threads may still be busy; the log is written
+    by then.
 
     memory_path: where it remembers across restarts. run_may_take: the seconds that a run has to end in when the daemon
     is told to stop. try_again_every: seconds between attempts to reach what it cannot begin without.
@@ -137,12 +140,15 @@ def _serve(
     jobs = _when_ready(lambda: build_jobs(settings, log), log, door, try_again_every)
     if jobs is None:
         return "good"
+    # Open for as long as we live. Not sooner: that the volume is mounted is known now.
+    _held = alone.hold(os.path.dirname(memory_path), socket.gethostname(), _now(), log)
     memory = Memory(memory_path, log)
     runs = Runs(
         jobs,
         log,
         now=_now,
         schedule=settings.schedule,
+        stores=settings.stores,
         remembered=memory.recall(),
         keep=memory.keep,
         clean=log.clean,
@@ -197,7 +203,8 @@ def _stop(runs: Runs, server: Server, run_may_take: float, log: EventLog) -> str
     server.stop(_ANSWERS_MAY_TAKE)
     mid_run = interrupted is not None and not (ended and _came_through(interrupted))
     duration_ms = round((time.monotonic() - begun) * 1000, 1)
-    if ended:
+    # A shipment that hangs in a request is left to itself: without its manifest nothing of it counts.
+    if ended or interrupted is None:
         log("daemon_stopped", mid_run=mid_run, duration_ms=duration_ms)
     else:
         log(

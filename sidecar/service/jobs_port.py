@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from sidecar.events import Follow
 from sidecar.report import RestoreReport, RunReport
+from sidecar.service.shipments import Shipment
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,28 @@ class RestoreRequest:
     trigger: str = "manual"
 
 
+@dataclass(frozen=True, slots=True)
+class ShipRequest:
+    """A set that is to be copied to a store that missed it, which the daemon does when nobody asks for anything."""
+
+    activity: ClassVar[str] = "shipment"
+    state: ClassVar[str] = "shipping"
+
+    shipment: Shipment
+    volumes: tuple[str, ...] = ()
+    trigger: str = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """What a shipment came to. bytes_uploaded: none where the set was there already; off_host: the store's."""
+
+    bytes_uploaded: int
+    off_host: bool
+
+
 # What the daemon does one at a time. activity: what it is called; state: of `status --json` while it goes on.
-Request = RunRequest | RestoreRequest
+Request = RunRequest | RestoreRequest | ShipRequest
 Report = RunReport | RestoreReport
 
 
@@ -58,6 +79,16 @@ class Jobs(Protocol):
         outcome is `interrupted`. Raises NotFound for a volume that does not exist, before anything is touched. It emits
         `run_started` and `run_finished`; the daemon emits `run_failed` for whatever is raised.
         """
+
+    def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
+        """Copy a set from the store of this host that has it to the store of that name, whole or not at all.
+
+        Raises NotFound when it is lost meanwhile, Interrupted soon after `cancelled` is set, SidecarError
+        with the store's name.
+        """
+
+    def lost(self, set_names: Sequence[str]) -> Mapping[str, str]:
+        """Of these sets, those that no store of this host has (any more), each with the words for it. SidecarError."""
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
         """Put volumes back to what they were.
@@ -80,4 +111,7 @@ class Jobs(Protocol):
         """
 
     def recover(self) -> None:
-        """Put right what a killed run left: thaw what it froze, abort what it uploaded. Idempotent."""
+        """Put right what a killed run left: thaw what it froze, abort what it uploaded. Idempotent.
+
+        Raises Busy when another sidecar that runs on this engine writes to the same place.
+        """

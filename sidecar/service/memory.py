@@ -1,7 +1,8 @@
 """What the daemon remembers across restarts: one small JSON document on the state volume.
 
-`{"format": 1, "last_run", "last_whole_run", "last_good": {volume: time}, "running", "due"}`, replaced as a whole: a
-temporary name, fsync, rename. Losing it loses no backup, only what `status` can tell and whether a run was missed.
+`{"format": 1, "last_run", "last_whole_run", "last_good": {volume: time}, "running", "due", "pending": [{"set", "store",
+"since", "attempts", "error"}]}`, replaced as a whole: a temporary name, fsync, rename. Losing it loses no backup, only
+what `status` can tell, whether a run was missed, and which sets a store is still to get.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
+from sidecar.service.shipments import Shipment
 
 FORMAT = 1
 _KEYS_OF_A_RUN = {"run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons", "trigger"}
@@ -28,7 +30,7 @@ class Remembered:
 
     last_run, last_whole_run: as `last_run` of `status --json`; the second is the last that no volumes were named for.
     last_good: volume -> RFC 3339 time. running: trigger, volumes and `since` of the run that goes on. due: when the
-    oldest scheduled run that has not begun is, or was, due (aware).
+    oldest scheduled run that has not begun is, or was, due (aware). pending: what stores missed.
     """
 
     last_run: Mapping[str, Any] | None = None
@@ -36,6 +38,7 @@ class Remembered:
     last_good: Mapping[str, str] = field(default_factory=dict)
     running: Mapping[str, Any] | None = None
     due: datetime | None = None
+    pending: tuple[Shipment, ...] = ()
 
 
 class Memory:
@@ -68,6 +71,7 @@ class Memory:
             "last_good": dict(remembered.last_good),
             "running": remembered.running,
             "due": rfc3339(remembered.due) if remembered.due else None,
+            "pending": [each.as_json() for each in remembered.pending],
         }
         beside = self._path.with_name(self._path.name + ".new")
         try:
@@ -101,6 +105,7 @@ def _read(raw: bytes) -> Remembered:
         last_good={str(volume): rfc3339(_moment(time)) for volume, time in document["last_good"].items()},
         running=_running(document["running"]),
         due=_moment(document["due"]) if document["due"] is not None else None,
+        pending=tuple(_shipment(each) for each in document.get("pending", ())),  # an older version knew of none
     )
 
 
@@ -125,6 +130,16 @@ def _running(document: Any) -> dict[str, Any] | None:
         "volumes": [str(each) for each in document["volumes"]],
         "since": document["since"],
     }
+
+
+def _shipment(document: Any) -> Shipment:
+    return Shipment(
+        str(document["set"]),
+        str(document["store"]),
+        _moment(document["since"]),
+        int(document["attempts"]),
+        str(document["error"]),
+    )
 
 
 def _moment(text: Any) -> datetime:

@@ -6,7 +6,7 @@ import logging
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,8 +16,9 @@ from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFo
 from sidecar.events import Emit, Progress
 from sidecar.report import Outcome, Reason, RestoreReport, RunReport, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service.jobs_port import Jobs, Report, Request, RestoreRequest, RunRequest
+from sidecar.service.jobs_port import Jobs, Report, Request, RestoreRequest, RunRequest, Shipped, ShipRequest
 from sidecar.service.memory import Remembered
+from sidecar.service.shipments import Shipment, Shipments
 
 # The request itself was wrong: whoever asked gets the error, and no run took place.
 _REFUSED = (NotFound, Busy, ConfigInvalid)
@@ -47,6 +48,11 @@ class Ticket:
     cancelled: threading.Event = field(default_factory=threading.Event)
     result: Future[Report] = field(default_factory=Future)
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether it is a shipment: it ends for whatever is asked for, and goes on later."""
+        return isinstance(self.request, ShipRequest)
+
     def follow(self, progress: Progress, /) -> None:
         """Take note of the run's progress; followers look at it in their own time."""
         self.progress = progress
@@ -64,9 +70,10 @@ class Ticket:
 class Runs:
     """The queue of jobs and the thread that does them, one after another. `starting`: until that thread begins.
 
-    now: aware time. schedule: of the scheduled runs. remembered: of earlier processes; keep: remembers for later ones,
-    and must not raise. recover_every: seconds between attempts to recover. clean: takes secrets out of the text of an
-    exception that nobody expected, because that goes into the report too.
+    now: aware time. schedule: of the scheduled runs. stores: the names of those configured. remembered: of earlier
+    processes; keep: remembers for later ones, and must not raise. recover_every: seconds between attempts to recover;
+    look_every: between looks at the clock, which may be set, while a shipment is not due yet. clean: takes secrets out
+    of the text of an exception that nobody expected, because that goes into the report too.
     """
 
     def __init__(
@@ -76,15 +83,18 @@ class Runs:
         *,
         now: Callable[[], datetime],
         schedule: Schedule | None = None,
+        stores: Sequence[str] = (),
         remembered: Remembered | None = None,
         keep: Callable[[Remembered], None] = _forget_nothing,
         recover_every: float = 15.0,
+        look_every: float = 60.0,
         clean: Callable[[str], str] = str,
     ) -> None:
         self._jobs = jobs
         self._emit = emit
         self._now = now
         self._recover_every = recover_every
+        self._look_every = look_every
         self._clean = clean
         self._recovered = False
         self._not_recovered = ""  # why, where that is known
@@ -103,6 +113,9 @@ class Runs:
         self._under_way: dict[str, Any] | None = None
         self._missed = remembered.due if schedule and remembered.due and remembered.due <= now() else None
         self._next_due: datetime | None = None
+        self._shipments = Shipments(remembered.pending)
+        for shipment in self._shipments.drop_stores_but(stores):
+            self._say_dropped(shipment, f"BACKUP_STORES does not name {shipment.store} any more")
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -115,7 +128,9 @@ class Runs:
             if self._stopping:
                 raise _stopped()
             before = self._waiting[-1] if self._waiting else self._running
-            if before and no_wait:
+            if self._running and self._running.gives_way:
+                self._running.cancelled.set()
+            if before and no_wait and not before.gives_way:
                 what = f"a {before.request.activity} ({before.request.trigger})"
                 raise Busy(
                     f"{what} has been going on since {before.as_json()['since']}",
@@ -200,6 +215,7 @@ class Runs:
                     **running.as_json(),
                 },
                 "waiting": [each.as_json() for each in self._waiting],
+                "pending": [each.as_json() for each in self._shipments.pending],
             }
 
     def _why_unhealthy(self) -> str | None:
@@ -219,7 +235,10 @@ class Runs:
 
     def _why_healthy(self) -> str:
         if self._last:
-            return f"the last run was good, at {self._last['started']}"
+            later = "".join(
+                f"; its set is in {store} since {at}" for store, at in self._last.get("shipped", {}).items()
+            )
+            return f"the last run was good, at {self._last['started']}{later}"
         first = f"; the first is due at {rfc3339(self._next_due)}" if self._next_due else ""
         return f"no run has ended yet{first}"
 
@@ -233,6 +252,7 @@ class Runs:
                     last_good=dict(self._last_good),
                     running=self._under_way,
                     due=min([*waiting, *filter(None, [self._missed, self._next_due])], default=None),
+                    pending=self._shipments.pending,
                 )
             self._keep(remembered)
 
@@ -241,11 +261,11 @@ class Runs:
     def recover(self) -> None:
         """Put right what a killed run left. Where that fails for now, it is tried again later and before every run.
 
-        Raises ConfigInvalid and MountMissing, which time does not mend.
+        Raises ConfigInvalid and MountMissing, which time does not mend, and Busy when another sidecar has our place.
         """
         try:
             self._recover()
-        except (ConfigInvalid, MountMissing):
+        except (ConfigInvalid, MountMissing, Busy):
             raise
         except SidecarError as exc:
             self._not_recovered = "; ".join(filter(None, [exc.message, exc.hint]))
@@ -263,11 +283,13 @@ class Runs:
         with self._changed:
             if self._running is None:
                 raise NotFound("nothing is going on", hint="`status` shows how the last one ended")
+            if self._running.gives_way:
+                raise NotFound("only a shipment is going on", hint="it gives way to whatever is asked for")
             self._running.cancelled.set()
             return self._running, list(self._waiting)
 
     def interrupt(self) -> Ticket | None:
-        """Take no more requests, refuse those that wait, tell the run to end; give it, if there is one."""
+        """Take no more requests, refuse those that wait, tell what goes on to end; give the run, if there is one."""
         with self._changed:
             self._stopping = True
             # A scheduled run that never had its turn is made up for by the next daemon.
@@ -277,10 +299,10 @@ class Runs:
             if self._running:
                 self._running.cancelled.set()
             self._changed.notify_all()
-            return self._running
+            return None if self._running and self._running.gives_way else self._running
 
     def wait_idle(self, timeout: float) -> bool:
-        """Wait until no run goes on, for at most `timeout` seconds; whether that is so."""
+        """Wait until no run and no shipment goes on, for at most `timeout` seconds; whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._running is None, timeout)
 
@@ -292,7 +314,10 @@ class Runs:
     def _work(self) -> None:
         while ticket := self._next():
             try:
-                ticket.result.set_result(self._do(ticket))
+                if isinstance(ticket.request, ShipRequest):
+                    self._ship(ticket, ticket.request.shipment)  # nobody follows it
+                else:
+                    ticket.result.set_result(self._do(ticket, ticket.request))
             except SidecarError as exc:
                 ticket.result.set_exception(exc)
             finally:
@@ -301,19 +326,29 @@ class Runs:
                     self._changed.notify_all()
 
     def _next(self) -> Ticket | None:
-        """The next run's ticket, once there is one; None when the daemon stops."""
+        """The next ticket: a run's, or a shipment's when no run waits; None when the daemon stops."""
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._waiting or self._stopping, None if self._recovered else self._recover_every
-                )
+                self._changed.wait_for(lambda: self._waiting or self._stopping, self._patience())
                 if self._stopping:
                     return None
                 if self._waiting:
                     self._running = self._waiting.popleft()
                     self._running.started = self._now()
                     return self._running
-            self._recover_again()
+                shipment = self._shipments.next(self._now()) if self._recovered else None
+                if shipment:
+                    self._running = Ticket(ShipRequest(shipment), asked=self._now())
+                    return self._running
+            if not self._recovered:
+                self._recover_again()
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do that nobody asks for."""
+        if not self._recovered:
+            return self._recover_every
+        seconds = self._shipments.seconds(self._now())
+        return None if seconds is None else min(seconds, self._look_every)
 
     def _recover_again(self) -> None:
         try:
@@ -321,8 +356,7 @@ class Runs:
         except SidecarError as exc:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
 
-    def _do(self, ticket: Ticket) -> Report:
-        request = ticket.request
+    def _do(self, ticket: Ticket, request: RunRequest | RestoreRequest) -> Report:
         return self._restore(ticket, request) if isinstance(request, RestoreRequest) else self._run(ticket, request)
 
     def _restore(self, ticket: Ticket, request: RestoreRequest) -> RestoreReport:
@@ -391,12 +425,90 @@ class Runs:
         self._last = _short(report, request)
         if not request.volumes:
             self._last_whole = self._last
+        self._shipments.ended(report, self._now())
         if any(reason.code == ThawFailed.code for reason in report.reasons):
             self._recovered = False  # the journal says whom; it is tried again until they run
         good = [each.volume for each in report.volumes if each.outcome is Outcome.GOOD and report.set]
         self._last_good |= dict.fromkeys(good, rfc3339(report.started))
         for volume in sorted(self._last_good, key=lambda each: self._last_good[each])[:-_MOST_VOLUMES]:
             del self._last_good[volume]
+
+    def _ship(self, ticket: Ticket, shipment: Shipment) -> None:
+        """Try a shipment; what became of it is noted, remembered, and said unless it has been."""
+        try:
+            if self._drop_lost(shipment):
+                return
+            shipped = self._jobs.ship(shipment.set, shipment.store, ticket.follow, ticket.cancelled)
+        except Interrupted:
+            return  # somebody asked for something: it is due again as soon as that is done
+        except NotFound as exc:
+            self._drop(shipment, exc.message)
+        except SidecarError as exc:
+            self._not_shipped(shipment, exc)
+        except BaseException as exc:  # noqa: BLE001 - as in `_made`
+            words = self._clean(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+            error = SidecarError(f"the shipment failed unexpectedly: {words}", hint=_LOOK_AT_LOG)
+            self._not_shipped(shipment, error, trace=traceback.format_exc())
+        else:
+            self._arrived(ticket, shipment, shipped)
+        self._remember()
+
+    def _drop_lost(self, next_one: Shipment) -> bool:
+        """Give up all that can never arrive, before any store is asked; whether the next one is among it."""
+        pending = self._shipments.pending
+        gone = self._jobs.lost([each.set for each in pending])
+        for each in pending:
+            if each.set in gone:
+                self._drop(each, gone[each.set])
+        if gone:
+            self._remember()
+        return next_one.set in gone
+
+    def _drop(self, shipment: Shipment, why: str) -> None:
+        with self._changed:
+            self._shipments.forget(shipment)
+        self._say_dropped(shipment, why)
+
+    def _arrived(self, ticket: Ticket, shipment: Shipment, shipped: Shipped) -> None:
+        now = self._now()
+        with self._changed:
+            self._shipments.arrived(shipment)
+            self._last, self._last_whole = (
+                _delivered(each, shipment, shipped, now) for each in (self._last, self._last_whole)
+            )
+        self._emit(
+            "set_shipped",
+            set=shipment.set,
+            store=shipment.store,
+            since=rfc3339(shipment.since),
+            attempts=shipment.attempts + 1,
+            bytes_uploaded=shipped.bytes_uploaded,
+            duration_ms=round((now - ticket.asked).total_seconds() * 1000, 1),
+        )
+
+    def _not_shipped(self, shipment: Shipment, error: SidecarError, **fields: Any) -> None:
+        with self._changed:
+            worth_saying = self._shipments.failed(shipment, error, self._now())
+        if worth_saying:
+            store = error.store or shipment.store
+            self._emit(
+                "store_failed",
+                set=shipment.set,
+                store=store,
+                code=error.code,
+                error=f"set {shipment.set} was not shipped to {shipment.store}: {error.message}",
+                hint=error.hint,
+                **fields,
+            )
+
+    def _say_dropped(self, shipment: Shipment, why: str) -> None:
+        self._emit(
+            "shipment_dropped",
+            set=shipment.set,
+            store=shipment.store,
+            error=f"set {shipment.set} will never be in {shipment.store}: {why}",
+            hint="nothing to do if newer sets are there: `list` shows them",
+        )
 
     def _failed(self, ticket: Ticket, started: datetime, reason: Reason, **fields: Any) -> RunReport:
         """The report of a run that ended in an error, which is logged."""
@@ -427,6 +539,23 @@ def _short(report: RunReport, request: RunRequest) -> dict[str, Any]:
     kept = ("run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons")
     as_kept = {"outcome": report.outcome.value, "reasons": list(document["reasons"])}  # as JSON gives it back
     return {key: document[key] for key in kept} | as_kept | {"trigger": request.trigger}
+
+
+def _delivered(
+    run: Mapping[str, Any] | None, shipment: Shipment, shipped: Shipped, now: datetime
+) -> Mapping[str, Any] | None:
+    """A run as it is to be judged now that its set lies in a store that had missed it."""
+    if run is None or run["set"] != shipment.set:
+        return run
+    reasons = [each for each in run["reasons"] if (each["code"], each.get("store")) != ("store_failed", shipment.store)]
+    outcome = run["outcome"] if reasons or run["outcome"] != Outcome.PARTIAL else Outcome.GOOD.value
+    return {
+        **run,
+        "outcome": outcome,
+        "reasons": reasons,
+        "off_host": run["off_host"] or shipped.off_host,
+        "shipped": {**run.get("shipped", {}), shipment.store: rfc3339(now)},
+    }
 
 
 def _as_found(remembered: Remembered) -> Remembered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tests.engine.harness import (
     ENDPOINT,
     HERE,
     HOST_IMAGE,
+    PRODUCT_IMAGE,
     S3,
     Machine,
     Sidecar,
@@ -187,6 +189,11 @@ def test_without_a_bucket_every_run_warns_that_nothing_is_off_this_host(sidecar:
     assert "nothing is off this host" in in_words.out
 
 
+def pending(sidecar: Sidecar) -> list[dict[str, Any]]:
+    """What stores have missed, as `status` tells it."""
+    return list(sidecar.verb("status", "--json", check=True).json()["pending"])
+
+
 def test_one_of_two_stores_that_fails_leaves_the_others_set_good(sidecar: Sidecar, s3: S3) -> None:
     sidecar.up(UNREACHABLE, BACKUP_STORES="s3,local")
     report = sidecar.report(code=3)
@@ -200,12 +207,13 @@ def test_one_of_two_stores_that_fails_leaves_the_others_set_good(sidecar: Sideca
     assert listed.code == 3  # sets may be missing from it
     assert [each["stores"] for each in listed.json()["sets"]] == [["local"]]
 
-    # The store is back: the next set lies in both.
+    # Remembered by a container that is made anew. The store is back: that set and the next lie in both.
     sidecar.up(AWS_ENDPOINT_URL_S3=ENDPOINT)
     good, _ = sidecar.good_run()
     assert good["off_host"] is True
+    wait_until(lambda: not pending(sidecar), "the missed set is shipped")
     both = {each["set"]: sorted(each["stores"]) for each in sidecar.verb("list", "--json").json()["sets"]}
-    assert both == {report["set"]: ["local"], good["set"]: ["local", "s3"]}
+    assert both == {report["set"]: ["local", "s3"], good["set"]: ["local", "s3"]}
 
 
 RELAY = """
@@ -254,3 +262,105 @@ def test_a_store_that_dies_in_the_middle_of_a_run_costs_its_set_and_no_other(
     assert [each["store"] for each in sidecar.events("store_failed")] == ["s3"]
     assert s3.keys(sidecar.prefix) == ["owner.json"]
     assert not is_paused(shop.app)
+
+
+def test_a_store_that_is_back_gets_the_set_that_it_missed_and_nobody_is_frozen_for_it(
+    machine: Machine, sidecar: Sidecar, shop: Shop, s3: S3
+) -> None:
+    sidecar.up(
+        BACKUP_STORES="s3,local",
+        AWS_ENDPOINT_URL_S3="http://store-that-comes-back:8333",
+        AWS_MAX_ATTEMPTS="2",
+    )
+    report = sidecar.report(code=3)
+    assert report["stores"]["s3"]["pending"] is True
+    assert report["stores"]["local"]["pending"] is False
+    (owed,) = pending(sidecar)
+    assert (owed["set"], owed["store"]) == (report["set"], "s3")
+    assert f"not in s3 yet: {report['set']}" in sidecar.verb("status", check=True).out
+    assert sidecar.verb("status", "--check").code == 1
+    assert "to be shipped later" in sidecar.run_now().out  # a second set that is missed
+    assert len(pending(sidecar)) == 2
+    frozen = len(sidecar.events("group_frozen"))
+
+    relay = machine.run(
+        "relay", ["python3", "-c", RELAY], "--network", s3.network, "--network-alias", "store-that-comes-back"
+    )
+    try:
+        # The first try comes a minute after the run, by itself.
+        wait_until(lambda: not pending(sidecar), "both sets are shipped", timeout=240, every=0.5)
+        (listed, _) = sidecar.verb("list", "--json", check=True).json()["sets"]
+        status = sidecar.verb("status", "--json", check=True).json()
+        checked = sidecar.verb("status", "--check")
+    finally:
+        machine.remove(relay)
+
+    assert (listed["set"], sorted(listed["stores"])) == (report["set"], ["local", "s3"])
+    assert len(sidecar.events("group_frozen")) == frozen
+    assert [each["set"] for each in sidecar.events("set_shipped")].count(report["set"]) == 1
+    assert checked.code == 0, checked
+    assert "its set is in s3 since" in status["why"]
+    assert status["last_run"]["off_host"] is True
+    # Object by object the bytes of the local set; RECOVER.txt alone tells of another place.
+    there = f"{sidecar.prefix}/{report['set']}"
+    names = [key.removeprefix(f"{report['set']}/") for key in s3.keys(sidecar.prefix) if report["set"] in key]
+    sums = dict(line.split()[::-1] for line in local_set(sidecar, f"cd {report['set']}; sha256sum *").splitlines())
+    assert sorted(names) == sorted(sums)
+    for name in names:
+        same = hashlib.sha256(s3.read(f"{there}/{name}")).hexdigest() == sums[name]
+        assert same == (name != "RECOVER.txt"), name
+    assert "s3 cp" in s3.read(f"{there}/RECOVER.txt").decode()
+    # And plain tar gives back what the application has.
+    restored = s3.restore(sidecar.prefix, report["set"], shop.volume)
+    assert s3.on_host('cat "$1/d/file" && readlink "$1/link"', restored).out == "content\nd/file\n"
+    s3.forget(restored)
+
+
+# --- one sidecar for each engine -------------------------------------------------------------------------------------
+
+
+def test_a_second_daemon_on_the_same_state_volume_leaves_with_11_and_says_who_holds_it(
+    machine: Machine, sidecar: Sidecar, s3: S3
+) -> None:
+    sidecar.up()
+    environment = [part for each in inspect(sidecar.name)["Config"]["Env"] for part in ("--env", each)]
+    role = ("--label", "backup.role=sidecar")
+    mounts = ("--volumes-from", sidecar.name, "--network", s3.network)
+    twin = machine.run("twin", [], *mounts, *role, *environment, image=PRODUCT_IMAGE)
+    try:
+        left = docker("wait", twin).out.strip()
+        (stopped,) = [json.loads(line) for line in docker("logs", twin).out.splitlines()]
+    finally:
+        machine.remove(twin)
+    assert left == "11"
+    assert stopped["event"] == "daemon_stopped"
+    assert inspect(sidecar.name)["Id"].startswith(stopped["error"].split("in container ")[1].split(",")[0])
+    # The first has not noticed; and a one-off container of ours beside it is welcome.
+    sidecar.good_run()
+    check = docker("run", "--rm", *mounts, *role, *environment, PRODUCT_IMAGE, "check", check=False)
+    assert check.code in (0, 3), check
+
+
+def test_a_second_sidecar_that_would_write_to_the_same_place_leaves_with_11_until_the_first_is_gone(
+    sidecar: Sidecar, shop: Shop, make_sidecar: SidecarMaker, s3: S3
+) -> None:
+    sidecar.up()
+    sidecar.good_run()
+    second = make_sidecar(f"second-{sidecar.name[-6:]}", include=[shop.volume])
+    try:
+        second.up({"BACKUP_PREFIX": sidecar.prefix}, ready=False)
+        (stopped, *_) = wait_until(lambda: second.events("daemon_stopped"), "it has said why it leaves")
+        wait_until(lambda: inspect(second.name)["State"]["ExitCode"] == 11, "it has left with exit code 11")
+        assert f"belongs to the sidecar {sidecar.name}, which runs on this host" in stopped["error"]
+        assert "BACKUP_PREFIX" in stopped["hint"]
+        assert second.events("daemon_started") == []
+        sidecar.good_run()
+
+        sidecar.down()  # and its state is lost with it
+        wait_until(lambda: second.events("daemon_started"), "its restart policy has brought it back", timeout=120)
+        report, _ = second.good_run()
+        (taken,) = second.events("prefix_taken_over")
+        assert sidecar.state in taken["error"]
+        assert f"{report['set']}/manifest.json" in s3.keys(sidecar.prefix)
+    finally:
+        second.down()

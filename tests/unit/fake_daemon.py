@@ -17,7 +17,7 @@ from typing import Any
 
 from sidecar.cli.main import EXIT_CODES
 from sidecar.config import Settings
-from sidecar.errors import ArchiveDamaged, EngineUnreachable, Interrupted, NotFound, StoreDenied
+from sidecar.errors import ArchiveDamaged, Busy, EngineUnreachable, Interrupted, NotFound, StoreDenied
 from sidecar.events import Emit, Follow, Progress
 from sidecar.report import (
     GroupReport,
@@ -168,6 +168,8 @@ class PretendJobs:
     def recover(self) -> None:
         if os.environ.get("FAKE_SLOW_RECOVERY"):
             time.sleep(float(os.environ["FAKE_SLOW_RECOVERY"]))
+        if os.environ.get("FAKE_RIVAL"):
+            raise Busy(f"s3 belongs to the sidecar {os.environ['FAKE_RIVAL']}", hint="stop one of them")
         self.emit("recovered", containers=["shop-db-1"])
 
 

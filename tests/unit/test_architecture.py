@@ -44,6 +44,7 @@ PURE = frozenset(
         "engine.port",
         "engine.evidence",
         "service.jobs_port",
+        "service.shipments",
     ]
 )
 LAYERS = {"archive": 1, "stores": 1, "engine": 1, "jobs": 2, "service": 3, "cli": 4, "wiring": 4}

@@ -22,6 +22,7 @@ from sidecar.errors import EngineDenied, NotFound, StoreDenied, StoreUnreachable
 from sidecar.events import EVENTS, Progress
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.jobs.ownership import Claimant
 from sidecar.model import ContainerState, Mount
 from sidecar.plan import Selection, Surroundings, make_plan
 from sidecar.report import Outcome, RunReport
@@ -89,6 +90,7 @@ class Shop:
             dead_man=lambda run, emit: DeadMan(
                 self.engine, self.engine.container("backup"), run=run, lease=30.0, state="/state", emit=emit
             ),
+            claimant=Claimant(self.engine.identity().id, "shop-host", "backup-state", lambda _: None),
             state=state,
             max_pause=30.0,
             level=1,
@@ -349,6 +351,14 @@ def test_a_store_that_fails_leaves_the_set_to_the_others(shop: Shop) -> None:
     assert shop.objects("broken") == ["owner.json"]
     assert f"{report.set}/manifest.json" in shop.objects()
     assert len(shop.of("store_failed")) == 1
+    assert {name: store.pending for name, store in report.stores.items()} == {"broken": True, "memory": False}
+
+
+def test_what_a_store_missed_is_pending_only_where_a_store_of_this_host_has_it(shop: Shop) -> None:
+    shop.stores = {"broken": Broken(name="broken"), "memory": MemoryStore(off_host=True)}
+    assert not shop.run().stores["broken"].pending
+    shop.stores = {"broken": Broken(name="broken", off_host=True)}
+    assert not shop.run().stores["broken"].pending
 
 
 def test_when_every_store_fails_nobody_is_frozen_for_nothing_again_and_the_run_fails(shop: Shop) -> None:

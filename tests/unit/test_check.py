@@ -114,7 +114,7 @@ def test_a_host_on_which_all_is_well_gets_nothing_but_ok_from_every_subject(host
 
 def test_a_check_changes_nothing_on_the_host_nor_in_the_store(host: Host):
     host.store.put("backup-20260101_030000/manifest.json", b"{}")
-    host.store.put("owner.json", owner_document("FAKE:ENGINE", "me", NOON))
+    host.store.put("owner.json", owner_document("FAKE:ENGINE", "me", NOON, "backup-state"))
     before = list(host.store.list())
     host.check()
 
@@ -130,11 +130,21 @@ def test_everything_that_is_not_well_has_a_hint(host: Host):
     host.mounts["/state"] = replace(host.mounts["/state"], kind="tmpfs")
     host.engine.run("web", binds={"/srv/uploads": "/uploads"})
     host.engine.add_volume("nfs", driver="nfs")
-    host.store.put("owner.json", owner_document("ANOTHER", "other-host", NOON))
+    host.store.put("owner.json", owner_document("ANOTHER", "other-host", NOON, "state"))
     findings = [finding for finding in host.check() if finding.verdict is not Verdict.OK]
 
     assert len(findings) >= 6
     assert [finding for finding in findings if not finding.hint] == []
+
+
+def test_a_place_that_another_running_sidecar_has_is_an_error_until_that_is_gone(host: Host):
+    host.store.put("owner.json", owner_document("FAKE:ENGINE", "me", NOON, "other-state"))
+    host.engine.run("other", labels={"backup.role": "sidecar"}, volumes={"other-state": "/state"})
+    (wrong,) = [each for each in host.wrong() if each[0] == "store memory"]
+    assert wrong[1] == "error"
+    assert "belongs to the sidecar other, which runs on this host" in wrong[2]
+    host.engine.remove("other")
+    assert [each for each in host.wrong() if each[0] == "store memory"] == []
 
 
 # --- settings, engine, mounts ----------------------------------------------------------------------------------------
@@ -391,7 +401,7 @@ def test_a_store_that_answers_and_lies_is_found_out(host: Host, kind: type[Memor
 
 
 def test_a_prefix_of_another_engine_is_an_error_and_nothing_is_written_there(host: Host):
-    host.store.put("owner.json", owner_document("ANOTHER", "other-host", NOON))
+    host.store.put("owner.json", owner_document("ANOTHER", "other-host", NOON, "state"))
     before = list(host.store.list())
 
     assert [f for f in host.check() if f.verdict is not Verdict.OK] == [

@@ -163,3 +163,22 @@ def test_dead_men_that_were_never_started_are_buried_and_no_others(tmp_path: Pat
     engine.create("not-ours", volumes={"backup-state": "/state"})
     bury(engine, own, "/state")
     assert {c.name for c in engine.containers()} == {"backup", "standing-by", "of-another-sidecar", "not-ours"}
+
+
+def test_helpers_that_were_never_started_are_buried_by_their_name_and_no_others() -> None:
+    engine = FakeEngine()
+    own = engine.run("backup", labels={"backup.role": "sidecar"}, volumes={"backup-state": "/state"})
+    helper = {"backup.role": "helper"}
+    engine.create("backup-helper-0a1b2c", labels=helper, volumes={"shop_data": "/volume"})
+    engine.run("backup-helper-3d4e5f", labels=helper, volumes={"shop_data": "/volume"})
+    engine.create("backup-helper-helper-0a1b2c", labels=helper, volumes={"shop_data": "/volume"})  # of `backup-helper`
+    engine.create("other-backup-helper-0a1b2c", labels=helper, volumes={"shop_data": "/volume"})
+    engine.create("backup-helper-0000aa", volumes={"shop_data": "/volume"})  # the user's, who named it so
+    bury(engine, own, "/state")
+    assert {c.name for c in engine.containers()} == {
+        "backup",
+        "backup-helper-3d4e5f",
+        "backup-helper-helper-0a1b2c",
+        "other-backup-helper-0a1b2c",
+        "backup-helper-0000aa",
+    }

@@ -42,6 +42,7 @@ from sidecar.errors import (
 from sidecar.events import EVENTS, Follow, Progress
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, VolumeReport
 from sidecar.schedule import parse
+from sidecar.service import alone
 from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.daemon import Scheduler
 from sidecar.service.jobs_port import Report, RestoreRequest, RunRequest
@@ -1418,7 +1419,7 @@ def test_until_the_engine_is_there_whoever_asks_is_told_what_is_waited_for_and_t
 
         waiting = client.get("/status")
         with pytest.raises(Complaint) as caught:
-            list(client.run({}))
+            list(client.follow("/runs", {}))
         daemon.gate.touch()
         daemon.wait_for("daemon_started")
 
@@ -1443,7 +1444,7 @@ def test_while_it_recovers_status_answers_and_a_run_waits_and_is_told_so():
         eventually(lambda: os.path.exists(daemon.socket), "the daemon listens")
         eventually(lambda: "put right" in client.get("/status")["why"], "it recovers")
         state = client.get("/status")["state"]
-        lines = list(client.run({}))
+        lines = list(client.follow("/runs", {}))
 
     assert state == "starting"
     assert any("still starting" in line.get("warning", "") for line in lines)
@@ -1510,6 +1511,39 @@ def test_a_second_daemon_at_the_same_socket_gives_way_before_it_touches_anything
             assert "another daemon" in second.wait_for("daemon_stopped")["error"]
             assert [line["event"] for line in second.events()] == ["daemon_stopped"]
         assert Daemon(first.socket).get("/status")["state"] == "idle"
+
+
+def test_a_second_daemon_on_the_same_state_volume_says_who_holds_it_and_touches_nothing(tmp_path: Path):
+    memory = str(tmp_path / "daemon.json")
+    with fake_daemon(FAKE_MEMORY=memory) as first:
+        first.wait_for("daemon_started")
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with fake_daemon(FAKE_MEMORY=memory) as second:
+            assert second.process.wait(PATIENCE) == 11
+            error = second.wait_for("daemon_stopped")["error"]
+            assert error.startswith(
+                f"the state volume is held by the daemon in container {socket.gethostname()}, since"
+            )
+            assert [line["event"] for line in second.events()] == ["daemon_stopped"]
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    with fake_daemon(FAKE_MEMORY=memory) as third:  # the kernel has freed it
+        third.wait_for("daemon_started")
+
+
+def test_a_daemon_whose_place_another_sidecar_has_leaves_with_11_and_serves_nobody():
+    with fake_daemon(FAKE_RIVAL="other") as daemon:
+        assert daemon.process.wait(PATIENCE) == 11
+        stopped = daemon.wait_for("daemon_stopped")
+        assert (stopped["error"], stopped["hint"]) == ("s3 belongs to the sidecar other", "stop one of them")
+        assert [line["event"] for line in daemon.events()] == ["memory_reset", "daemon_stopped"]
+
+
+def test_a_state_volume_that_takes_no_file_is_said_and_stops_no_daemon(tmp_path: Path):
+    emit = Recorder()
+    (tmp_path / "daemon.lock").mkdir()
+    assert alone.hold(str(tmp_path), "c", NOON, emit) is None
+    assert [name for name, _ in emit.events] == ["memory_unwritten"]
 
 
 def test_the_daemons_stdout_is_json_alone_and_holds_no_secret():

@@ -287,22 +287,27 @@ def test_a_hostile_document_is_refused_in_a_short_sentence(data: bytes) -> None:
 # --- owner.json ------------------------------------------------------------------------------------------------------
 
 
-@given(texts, texts)
-def test_an_owner_document_names_engine_and_host(engine: str, host: str) -> None:
-    data = sets.owner_document(engine, host, datetime(2026, 3, 29, tzinfo=UTC))
+@given(texts, texts, texts)
+def test_an_owner_document_names_engine_host_and_state(engine: str, host: str, state: str) -> None:
+    data = sets.owner_document(engine, host, datetime(2026, 3, 29, tzinfo=UTC), state)
 
-    assert sets.owner_of(data) == (engine, host)
+    assert sets.owner_of(data) == sets.Owner(engine, host, state)
     assert json.loads(data.decode("ascii"))["since"] == "2026-03-29T00:00:00Z"
     assert (json.loads(data)["format"], json.loads(data)["kind"]) == (1, "owner")
 
 
 def test_every_truncation_of_an_owner_document_is_refused_and_nothing_else_is_raised() -> None:
-    body = sets.owner_document("ABCD", "host", datetime(2026, 3, 29, tzinfo=UTC)).rstrip(b"\n")
+    body = sets.owner_document("ABCD", "host", datetime(2026, 3, 29, tzinfo=UTC), "state").rstrip(b"\n")
 
     for length in range(len(body)):
         with pytest.raises(SetInvalid, match=r"owner\.json is damaged") as caught:
             sets.owner_of(body[:length])
         assert caught.value.hint
+
+
+def test_an_owner_of_an_older_version_has_no_state() -> None:
+    data = json.dumps({"format": 1, "kind": "owner", "engine": "A", "host": "h", "since": "2026-01-01T00:00:00Z"})
+    assert sets.owner_of(data.encode()) == sets.Owner("A", "h", "")
 
 
 @pytest.mark.parametrize("engine", [None, 7, ["A"]])
@@ -686,5 +691,6 @@ def test_the_documented_owner_is_what_the_code_writes() -> None:
     document = json.loads(example("owner.json"))
     since = datetime.fromisoformat(document["since"])
 
-    assert sets.owner_document(document["engine"], document["host"], since).decode() == example("owner.json") + "\n"
+    names = (document["engine"], document["host"], since, document["state"])
+    assert sets.owner_document(*names).decode() == example("owner.json") + "\n"
     assert document["engine"] == documented_manifest().engine
