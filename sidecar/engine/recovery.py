@@ -66,16 +66,21 @@ def thaw_owed(
 ) -> tuple[str, ...]:
     """Thaw what the journal names, and leave the journal to its owner: for one who may only read it.
 
-    Looks for a while, because a pause that its caller did not live to see answered may land late. The names of those
-    thawed. Raises ThawFailed.
+    Looks for a while, because a pause that its caller did not live to see answered may land late; but what a new run
+    has frozen meanwhile is that run's. The names of those thawed. Raises ThawFailed.
     """
     entry, _ = _read(journal)
     intents = _owed(journal, entry)
     until = clock() + LANDING
     thawed: list[str] = []
+
+    def ours() -> bool:
+        now, _ = _read(journal)
+        return now is None or (entry is not None and now.run == entry.run)
+
     while True:
-        thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep)
-        if clock() >= until:
+        thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep, ours=ours)
+        if clock() >= until or not ours():
             return tuple(dict.fromkeys(thawed))
         sleep(PAUSE_BETWEEN)
 
@@ -104,7 +109,12 @@ def thaw_failed(stuck: Sequence[tuple[str, Quiesce, Exception]]) -> ThawFailed:
 
 
 def _thaw_all(
-    engine: Engine, intents: Sequence[Intent], *, clock: Callable[[], float], sleep: Callable[[float], None]
+    engine: Engine,
+    intents: Sequence[Intent],
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    ours: Callable[[], bool] = lambda: True,
 ) -> tuple[str, ...]:
     until = clock() + PATIENCE
     thawed: list[str] = []
@@ -112,7 +122,7 @@ def _thaw_all(
         stuck: dict[Intent, EngineError] = {}
         for intent in intents:
             try:
-                name = _put_back(engine, intent)
+                name = _put_back(engine, intent, ours)
             except EngineError as error:
                 stuck[intent] = error
                 continue
@@ -125,12 +135,18 @@ def _thaw_all(
         intents = tuple(stuck)
 
 
-def _put_back(engine: Engine, intent: Intent) -> str:
-    """Thaw one container if it is as we left it; its name if it was thawed. Raises EngineError while it is not."""
+def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:
+    """Thaw one container if it is as we left it; its name if it was thawed. Raises EngineError while it is not.
+
+    ours: whether a freeze that is seen is still the one that we owe. Asked after looking: whoever else froze it wrote
+    the journal before.
+    """
     left = ContainerState.PAUSED if intent.action is Quiesce.PAUSE else ContainerState.EXITED
     try:
         found = engine.container(intent.id)
         if found.state is not left or (intent.started_at and found.started_at != intent.started_at):
+            return ""
+        if not ours():
             return ""
         if intent.action is Quiesce.PAUSE:
             engine.unpause(found.id)
