@@ -376,6 +376,10 @@ class Sidecar:
         wait_until(lambda: inspect(self.name)["RestartCount"] == 1, f"{self.name} has come back")
         self.wait_ready()
 
+    def to_daemon(self, script: str) -> Done:
+        """Run a shell script in the container; in it `$daemon` is the daemon's process, the first that init has."""
+        return self._in_state(f"read -r daemon _ < /proc/1/task/1/children; {script}", check=False)
+
     def start(self) -> None:
         """Start it again after it was stopped or killed."""
         docker("start", self.name)

@@ -142,7 +142,7 @@ def test_a_pause_that_lands_after_the_death_is_thawed_too(scene: Scene) -> None:
 def test_what_the_next_run_freezes_while_the_dead_man_of_the_last_one_still_looks_stays_frozen(
     scene: Scene, moment: float
 ) -> None:
-    """The sidecar was killed, is back within a second, and its next run freezes the same start of the same container."""
+    """The sidecar was killed, is back within a second, and freezes the same start of the same container again."""
 
     def next_run() -> None:
         scene.engine.unpause("db")
