@@ -149,7 +149,7 @@ def stand_by(
         if not alive or (since is not None and clock() - since > lease + GRACE):
             if not owed:
                 return ()
-            thawed = thaw_owed(engine, journal, clock=clock, sleep=sleep)
+            thawed = thaw_owed(engine, journal, watched.run, clock=clock, sleep=sleep)
             say(f"thawed {', '.join(thawed) or 'nothing'}: the sidecar is {'too late' if alive else 'gone'}")
             return thawed
         sleep(LOOK_EVERY)

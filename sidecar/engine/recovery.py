@@ -60,23 +60,24 @@ def recover(
 def thaw_owed(
     engine: Engine,
     journal: Journal,
+    run: str,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, ...]:
-    """Thaw what the journal names, and leave the journal to its owner: for one who may only read it.
+    """Thaw what the journal names as this run's, and leave the journal to its owner: for one who may only read it.
 
     Looks for a while, because a pause that its caller did not live to see answered may land late; but what a new run
     has frozen meanwhile is that run's. The names of those thawed. Raises ThawFailed.
     """
     entry, _ = _read(journal)
-    intents = _owed(journal, entry)
+    intents = _owed(journal, entry) if entry is None or entry.run == run else ()
     until = clock() + LANDING
     thawed: list[str] = []
 
     def ours() -> bool:
         now, _ = _read(journal)
-        return now is None or (entry is not None and now.run == entry.run)
+        return now is None or now.run == run
 
     while True:
         thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep, ours=ours)

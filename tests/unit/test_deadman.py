@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.engine.deadman import GRACE, READY, Watched, bury, stand_by
 from sidecar.engine.journal import Intent, Journal
+from sidecar.engine.recovery import thaw_owed
 from sidecar.errors import EngineUnreachable
 from sidecar.model import ContainerState, Quiesce
 from tests.contract.fake_engine import FakeEngine
@@ -166,6 +167,14 @@ def test_what_the_next_run_freezes_between_a_look_and_the_thaw_stays_frozen_too(
     assert scene.stand_by() == []
     assert scene.engine.state("db") is ContainerState.PAUSED
     assert scene.engine.unfired == []
+
+
+def test_what_the_next_run_freezes_between_the_look_at_the_journal_and_the_thaw_stays_frozen_too(scene: Scene) -> None:
+    scene.engine.pause("db")
+    intent = Intent(scene.db.id, "db", Quiesce.PAUSE, scene.db.started_at, scene.db.pid)
+    scene.journal.begin(run="run-2", group="shop", frozen=[intent])
+    assert thaw_owed(scene.engine, scene.journal, RUN, clock=lambda: scene.time, sleep=scene.sleep) == ()
+    assert scene.engine.state("db") is ContainerState.PAUSED
 
 
 def test_an_engine_that_is_away_for_a_while_is_waited_for(scene: Scene) -> None:
