@@ -37,24 +37,29 @@ def recover(
     if not intents and not damage:
         return ()
     thawed = _thaw_all(engine, intents, clock=clock, sleep=sleep)
-    if damage:
-        paused = [c.name for c in engine.containers(running_only=True) if c.state is ContainerState.PAUSED]
-        if paused:
-            raise JournalUnreadable(
-                f"{damage.message}; these containers are paused, perhaps by us: {', '.join(paused)}",
-                hint=f"thaw those that should run (docker unpause {' '.join(paused)}), then remove {journal.path}",
-            ) from damage
+    paused = _paused(engine) if damage else ()
+    if thawed or not paused:
+        emit(
+            "recovered",
+            run=entry.run if entry else "",
+            group=entry.group if entry else "",
+            containers=list(thawed),
+            damaged=damage is not None,
+        )
+    if not damage:
+        journal.clear()
+    elif not paused:
         journal.set_aside()
     else:
-        journal.clear()
-    emit(
-        "recovered",
-        run=entry.run if entry else "",
-        group=entry.group if entry else "",
-        containers=list(thawed),
-        damaged=damage is not None,
-    )
+        raise JournalUnreadable(
+            f"{damage.message}; these containers are paused, perhaps by us: {', '.join(paused)}",
+            hint=f"thaw those that should run (docker unpause {' '.join(paused)}), then remove {journal.path}",
+        ) from damage
     return thawed
+
+
+def _paused(engine: Engine) -> tuple[str, ...]:
+    return tuple(c.name for c in engine.containers(running_only=True) if c.state is ContainerState.PAUSED)
 
 
 def thaw_owed(

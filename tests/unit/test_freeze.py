@@ -965,7 +965,9 @@ def test_a_journal_torn_at_any_byte_never_leaves_a_container_frozen_silently(tmp
             refused = error
         left = [c.name for c in bench.dependents() if c.state is PAUSED]
         assert not set(left) & set(named)
+        said = [fields for event, fields in bench.events if event == "recovered"]
         if refused is not None:
+            assert [name for fields in said for name in fields["containers"]] == named
             assert left
             assert all(name in refused.hint for name in left)
             assert bench.journal.path.exists()
