@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -1075,6 +1076,44 @@ def test_a_clock_that_started_years_ahead_and_is_set_right_does_not_wait_for_tha
     clock = SimulatedClock(ahead, NOON + timedelta(days=1), {2: NOON - ahead}, least_waits=3)
 
     assert scheduled_times("0 3 * * *", clock) == ["2026-01-03 03:00"]
+
+
+# Expressions, and the period in minutes, counted from midnight, that they mean.
+PERIODS = [("* * * * *", 1), ("*/20 * * * *", 20), ("0 * * * *", 60), ("0 */3 * * *", 180), ("0 0 * * *", 1440)]
+JUMPS = st.dictionaries(
+    st.integers(1, 200),  # waits, of at most half a minute
+    # Ahead by anything, as a machine that slept; back by little, as a clock that is set right.
+    st.one_of(st.integers(1, 2 * 86_400), st.integers(-900, -1)).map(lambda seconds: timedelta(seconds=seconds)),
+    max_size=3,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=st.sampled_from(PERIODS), begins=st.integers(0, 1439), jumps=JUMPS)
+def test_however_the_clock_jumps_what_became_due_is_run_once_when_it_is_next_looked_at(schedule, begins, jumps):
+    """Against the due minutes that the clock passes between two looks at it, if they lie after the last that was run."""
+    expression, period = schedule
+    start = NOON + timedelta(minutes=begins)
+    clock = SimulatedClock(start, start, dict(jumps), least_waits=200)
+    looks = [start]
+
+    def wait(seconds: float) -> bool:
+        stopped = clock.wait(seconds)
+        looks.extend([] if stopped else [clock.now()])
+        return stopped
+
+    times = Times(clock)
+    Scheduler(parse(expression, UTC), times, now=clock.now, wait=wait).run()  # type: ignore[arg-type]
+
+    expected: list[datetime] = []
+    latest = -1_000_000
+    for before, look in pairwise(looks):
+        first, last = ((each - NOON) // timedelta(minutes=1) for each in (before, look))
+        if any((minute + 720) % period == 0 for minute in range(max(first, latest) + 1, last + 1)):
+            expected.append(look)
+            latest = last
+    assert times.asked == expected
+    assert not clock.jumps
 
 
 def test_without_a_schedule_nothing_starts_by_itself():
