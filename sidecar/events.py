@@ -22,6 +22,8 @@ EVENTS: dict[str, int] = {
     "memory_unwritten": logging.ERROR,
     "run_started": logging.INFO,
     "deadman_missing": logging.WARNING,
+    "hook_finished": logging.INFO,
+    "hook_skipped": logging.WARNING,
     "group_frozen": logging.INFO,
     "group_thawed": logging.INFO,
     "volume_finished": logging.INFO,
@@ -51,7 +53,7 @@ class Emit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is. phase: `planning`, `freezing`, `copying`, `packing`, `committing`; sizes in bytes.
+    """Where a run is. phase: `planning`, `hooks`, `freezing`, `copying`, `packing`, `committing`; sizes in bytes.
 
     total_bytes is 0 while it is not known.
     """

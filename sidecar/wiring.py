@@ -18,6 +18,7 @@ from sidecar.config import Settings
 from sidecar.engine import deadman
 from sidecar.engine.deadman import DeadMan, Watched
 from sidecar.engine.docker import connect
+from sidecar.engine.hooks import finish
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
@@ -133,6 +134,7 @@ class _Jobs:
 
     def recover(self) -> None:
         recover(self._journal, self._engine, self._emit)
+        finish(self._engine, self._journal, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
         self._sweep()
 

@@ -168,6 +168,7 @@ class Words:
                     ("  container", "quiesced by", "because"),
                     [(f"  {each['container']}", each["quiesce"], each["why"]) for each in group["containers"]],
                 )
+                self._hooks(group["containers"])
             else:
                 self.line("  no container can write to it: nothing is frozen")
         if plan["skipped"]:
@@ -184,6 +185,25 @@ class Words:
         if stores:
             self.line(f"sets go to {stores}")
         self._next_run(plan)
+
+    def _hooks(self, containers: Sequence[dict[str, Any]]) -> None:
+        """The commands that will be run in the containers around the freeze."""
+        self.table(
+            ("  hook", "in", "command", "at most", "if it fails"),
+            [
+                (
+                    f"  {when}",
+                    each["container"],
+                    hooks[when],
+                    duration(hooks["timeout_ms"]),
+                    "the group fails" if when == "pre" and hooks["on_failure"] == "abort" else "the run is partial",
+                )
+                for each in containers
+                if (hooks := each.get("hooks"))
+                for when in ("pre", "post")
+                if hooks[when]
+            ],
+        )
 
     def _next_run(self, document: dict[str, Any]) -> None:
         if document.get("next_run"):

@@ -2,7 +2,8 @@
 
 One JSON document on the state volume:
 `{"format": 1, "run", "group", "frozen": [{"id", "name", "action": "pause"|"stop", "started_at", "pid"}], ...}`.
-Keys that this version does not know are kept: whatever else a killed run may owe has its place here.
+Whatever else a killed run owes (hooks.py) stands beside `frozen`, under a key of its own. Keys that this version does
+not know are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the journal holds. others: the keys that this version does not know."""
+    """What the journal holds. others: what is owed besides, by key, known to this version or not."""
 
     run: str
     group: str
@@ -94,17 +95,24 @@ class Journal:
     def clear(self) -> None:
         """All is thawed: nothing frozen is owed any more. Raises JournalUnwritable, JournalUnreadable."""
         with self._turn:
-            entry = self.read()
-            if entry is None:
-                return
-            if entry.others:
-                self._write(Entry(entry.run, entry.group, (), entry.others))
-                return
-            try:
-                self.path.unlink()
-                _sync_directory(self.path.parent)
-            except OSError as error:
-                raise self._unwritable(error) from error
+            if entry := self.read():
+                self._keep(Entry(entry.run, entry.group, (), entry.others))
+
+    def owe(self, key: str, debt: Any, *, run: str, group: str) -> None:
+        """Put on disk what else is owed, as JSON, in place of what was under `key`.
+
+        Raises JournalUnwritable, JournalUnreadable.
+        """
+        with self._turn:
+            before = self.read() or Entry(run, group, ())
+            self._write(Entry(run, group, before.frozen, {**before.others, key: debt}))
+
+    def settle(self, key: str, left: Any = None) -> None:
+        """Of what is owed under `key` only `left` remains, or nothing. Raises JournalUnwritable, JournalUnreadable."""
+        with self._turn:
+            if entry := self.read():
+                others = {name: debt for name, debt in entry.others.items() if name != key}
+                self._keep(Entry(entry.run, entry.group, entry.frozen, others | ({key: left} if left else {})))
 
     def set_aside(self) -> Path:
         """Rename a damaged journal, so that a new one can be written; its new path. Raises JournalUnwritable."""
@@ -125,6 +133,16 @@ class Journal:
             raise JournalUnreadable(
                 f"the freeze journal {self.path} cannot be read: {error}", hint="see the state volume's disk"
             ) from error
+
+    def _keep(self, entry: Entry) -> None:
+        if entry.frozen or entry.others:
+            self._write(entry)
+            return
+        try:
+            self.path.unlink()
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _write(self, entry: Entry) -> None:
         document = {

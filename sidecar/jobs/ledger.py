@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sidecar import sets
 from sidecar.archive.capture import Capture
 from sidecar.archive.writer import ArchiveSummary
-from sidecar.errors import Interrupted, SidecarError
+from sidecar.errors import HookFailed, Interrupted, SidecarError
 from sidecar.events import Emit
 from sidecar.model import Volume
 from sidecar.plan import Group, Plan
@@ -37,6 +38,7 @@ class Ledger:
         self.set_groups: list[sets.SetGroup] = []
         self.reasons: list[Reason] = []
         self._plan = Plan((), (), (), ())
+        self._flawed: set[str] = set()
         self._interrupted = False
         self._emit = emit
         self._monotonic = monotonic
@@ -81,6 +83,11 @@ class Ledger:
         whole = not any(planned.volume.name in failed for planned in group.volumes)
         self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD if whole else Outcome.PARTIAL))
         self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
+
+    def group_flawed(self, group: Group, error: SidecarError) -> None:
+        """Note what makes a group less than good, and does not keep it out of the set."""
+        self._flawed.add(group.name)
+        self.reasons.append(Reason.of(error))
 
     def group_dropped(self, group: Group, error: SidecarError, paused_ms: float) -> None:
         """Note that nothing of a group will be in the set, whatever it had come to, and how long it was frozen."""
@@ -187,7 +194,11 @@ class Ledger:
                     Reason("store_failed", f"store {name}: {store.error}", store.hint or "", None, name)
                 )
         # What decided comes first: who reads one line only should read that one.
-        self.reasons.sort(key=lambda reason: reason.code in _STANDING)
+        self.reasons.sort(key=lambda reason: (reason.code in _STANDING, reason.code == HookFailed.code))
+        self.groups = [
+            replace(group, outcome=worst([group.outcome, Outcome.PARTIAL])) if group.group in self._flawed else group
+            for group in self.groups
+        ]
         committed = any(store.outcome is Outcome.GOOD for store in stores.values())
         outcome = self._outcome(committed)
         report = RunReport(
