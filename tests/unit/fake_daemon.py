@@ -26,6 +26,7 @@ from sidecar.service.jobs_port import RunRequest
 MEBIBYTE = 1024 * 1024
 NAME_WITH_ESCAPES = "a\x1b[31m\nb\udcff.txt"
 
+HOOKS = {"pre": "pg_dump > /dump/[all]", "post": "rm /dump/*", "timeout_ms": 600_000, "on_failure": "abort"}
 PLAN = {
     "groups": [
         {
@@ -33,7 +34,10 @@ PLAN = {
             "volumes": [
                 {"volume": "shop_data", "mountpoint": "/var/lib/docker/volumes/shop_data/_data", "path": "/volumes/x"}
             ],
-            "containers": [{"container": "shop-db-1", "quiesce": "pause", "why": "BACKUP_QUIESCE"}],
+            "containers": [
+                {"container": "shop-db-1", "quiesce": "pause", "why": "BACKUP_QUIESCE", "hooks": HOOKS},
+                {"container": "shop-ui-1", "quiesce": "pause", "why": "BACKUP_QUIESCE", "hooks": None},
+            ],
         },
         {"group": "wiki", "volumes": [{"volume": "wiki", "mountpoint": "/m", "path": "/v"}], "containers": []},
     ],

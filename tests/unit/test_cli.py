@@ -286,6 +286,8 @@ def test_plan_names_groups_who_is_quiesced_and_how_what_is_left_out_and_why(daem
         "group shop",
         "/var/lib/docker/volumes/shop_data/_data",
         "shop-db-1  pause        BACKUP_QUIESCE",
+        "pre   shop-db-1  pg_dump > /dump/[all]  10 min 0 s  the group fails",
+        "post  shop-db-1  rm /dump/*             10 min 0 s  the run is partial",
         "no container can write to it",
         "nfs     it is not mounted  mount it",
         "shop-web-1: /srv/uploads (a bind mount)",
