@@ -100,9 +100,12 @@ class Words:
         what = f"set {report['set']}" if report["set"] else "no set was made"
         self.line(f"{outcome}: {what}, in {duration(report['duration_ms'])}", _COLOURS.get(outcome, ""))
         for group in groups:
-            containers = ", ".join(group["containers"])
+            unfrozen = group.get("unfrozen", [])
+            containers = ", ".join(each for each in group["containers"] if each not in unfrozen)
             waited = f"{containers} paused for {duration(group['paused_ms'])}" if containers else "nothing was paused"
             self.line(f"  {group['group']}: {waited}")
+            if unfrozen:
+                self.line(f"  {group['group']}: not paused, as `plan` explains: {', '.join(unfrozen)}", "yellow")
         for name, store in report["stores"].items():
             self._store(name, store)
         if report["set"] and not report["off_host"]:

@@ -43,9 +43,10 @@ from sidecar.model import Container, ContainerState, Hooks, Quiesce
 # The journal's key for the post hooks that are owed, in the order in which they are to run.
 OWED = "post_hooks"
 
-# Seconds. Told to stop, a run has Docker's 10 s in all: post hooks are waited for so long together, and each of them at
-# least a moment, so that all are begun.
+# Seconds that post hooks are waited for together where somebody waits for us in turn: told to stop, a run has Docker's
+# 10 s; and a daemon that pays what a killed run owes does not answer yet. Each has a moment, so that all are begun.
 HASTE = 3.0
+REPLAY = 30.0
 MOMENT = 0.1
 
 
@@ -64,12 +65,12 @@ class Owed:
 
 
 class _Patience:
-    """How long commands are waited for: their time-out, and less once the run has been told to stop."""
+    """How long commands are waited for: their time-out, less once the run has been told to stop, `most` in all."""
 
-    def __init__(self, cancelled: threading.Event, clock: Callable[[], float]) -> None:
+    def __init__(self, cancelled: threading.Event, clock: Callable[[], float], most: float = float("inf")) -> None:
         self._cancelled = cancelled
         self._clock = clock
-        self._hurried_until = float("inf")
+        self._hurried_until = clock() + most
 
     def for_pre(self, timeout: float) -> Callable[[], bool]:
         """Whether to wait on for a pre hook that begins now."""
@@ -191,14 +192,15 @@ def finish(
 ) -> None:
     """Run the post hooks that a killed run owes. Call it when all is thawed.
 
-    A hook that fails is done: its event says so. may_write: False for one who may only read the journal. Raises
-    EngineUnreachable (some stay owed; call it again), JournalUnreadable, JournalUnwritable.
+    A hook that fails is done: its event says so. They are waited for REPLAY seconds in all. may_write: False for one
+    who may only read the journal. Raises EngineUnreachable (some stay owed; call it again), JournalUnreadable,
+    JournalUnwritable.
     """
     entry = journal.read()
     if entry is None or OWED not in entry.others:
         return
     runner = _Runner(engine, emit, clock, {"run": entry.run, "group": entry.group, "replayed": True})
-    patience = _Patience(cancelled or threading.Event(), clock)
+    patience = _Patience(cancelled or threading.Event(), clock, REPLAY)
     failures: list[SidecarError] = []
     _pay(runner, journal, _debts(entry, journal), patience.for_post, failures.append, may_write=may_write)
     for error in failures:
@@ -336,7 +338,7 @@ def _ended_badly(hook: str, name: str, code: int | None, seconds: float, output:
             f"the {hook} hook of {name} did not end within {seconds:.1f} s, and goes on running there",
             hint="nothing outside of its container can end it; give it more time with the label backup.hook-timeout"
             if seconds >= timeout
-            else "it was not waited for longer, because the run was told to stop",
+            else "it was not waited for longer, because the run was told to stop, or had been killed before",
         )
     last = output.strip().rpartition("\n")[2]
     return HookFailed(

@@ -14,7 +14,7 @@ from sidecar.archive.capture import Capture
 from sidecar.archive.writer import ArchiveSummary
 from sidecar.errors import HookFailed, Interrupted, SidecarError
 from sidecar.events import Emit
-from sidecar.model import Volume
+from sidecar.model import Quiesce, Volume
 from sidecar.plan import Group, Plan
 from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, VolumeReport, rfc3339, worst
 
@@ -81,7 +81,8 @@ class Ledger:
         names = tuple(c.container.name for c in group.containers)
         failed = {volume.volume for volume in self.volumes if volume.outcome is Outcome.FAILED}
         whole = not any(planned.volume.name in failed for planned in group.volumes)
-        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD if whole else Outcome.PARTIAL))
+        outcome = Outcome.GOOD if whole else Outcome.PARTIAL
+        self.groups.append(GroupReport(group.name, names, paused_ms, outcome, _unfrozen(group)))
         self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
 
     def group_flawed(self, group: Group, error: SidecarError) -> None:
@@ -94,7 +95,7 @@ class Ledger:
         names = tuple(c.container.name for c in group.containers)
         outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
         self.groups = [g for g in self.groups if g.group != group.name]
-        self.groups.append(GroupReport(group.name, names, paused_ms, outcome))
+        self.groups.append(GroupReport(group.name, names, paused_ms, outcome, _unfrozen(group)))
 
     def group_failed(self, group: Group, error: SidecarError, paused_ms: float) -> None:
         """Note that a whole group fails; volumes that failed before keep their own reason."""
@@ -250,3 +251,7 @@ class Ledger:
             return Outcome.FAILED
         verdict = worst(volume.outcome for volume in self.volumes)
         return Outcome.PARTIAL if self.reasons and verdict is Outcome.GOOD else verdict
+
+
+def _unfrozen(group: Group) -> tuple[str, ...]:
+    return tuple(planned.container.name for planned in group.containers if planned.quiesce is Quiesce.NONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +10,19 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.engine.conftest import SidecarMaker
-from tests.engine.harness import S3, Machine, Run, Sidecar, docker, inspect, is_paused, wait_until
+from tests.engine.harness import (
+    HOST_IMAGE,
+    POSTGRES_IMAGE,
+    ROOT,
+    S3,
+    Machine,
+    Run,
+    Sidecar,
+    docker,
+    inspect,
+    is_paused,
+    wait_until,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -68,7 +81,7 @@ def app(machine: Machine, volume: str) -> Iterator[App]:
 def journal(sidecar: Sidecar) -> str:
     """The journal's text, empty where there is none; from a container, because the sidecar may be gone."""
     there = ("--rm", "--volume", f"{sidecar.state}:/state:ro")
-    return docker("run", *there, "local/demo-host", "sh", "-c", "cat /state/journal.json 2>/dev/null || true").out
+    return docker("run", *there, HOST_IMAGE, "sh", "-c", "cat /state/journal.json 2>/dev/null || true").out
 
 
 # --- in good days ----------------------------------------------------------------------------------------------------
@@ -110,6 +123,39 @@ def test_a_container_that_is_not_frozen_or_stopped_instead_has_its_hooks_too(sid
     assert app.diary(loose)[-2:] == ["pre", "post"]
     assert app.diary(stopped)[-2:] == ["pre", "post"]
     assert inspect(stopped)["State"]["StartedAt"] != before
+
+
+def test_the_database_dump_of_the_readme_is_in_the_backup_and_can_be_read_back(
+    s3: S3, machine: Machine, make_sidecar: SidecarMaker
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("### Hooks")[2]
+    labels = re.findall(r"^ +(backup\.[a-z-]+): (.*)$", section, re.MULTILINE)
+    assert {label for label, _ in labels} == {"backup.pre", "backup.post", "backup.hook-timeout"}
+    group = ("--label", f"backup.group={machine.name('hooks-pg')}")
+    data, dump = (machine.volume(f"hooks-pg-{name}", *group) for name in ("data", "dump"))
+    container = machine.run(
+        "hooks-postgres",
+        ["postgres"],
+        *(part for label, text in labels for part in ("--label", f"{label}={text.replace('$$', '$')}")),
+        *("--volume", f"{data}:/var/lib/postgresql/data", "--volume", f"{dump}:/dump"),
+        *("-e", "POSTGRES_USER=postgres", "-e", "POSTGRES_DB=postgres", "-e", "POSTGRES_PASSWORD=sample-password"),
+        image=POSTGRES_IMAGE,
+    )
+    try:
+        ready = ("exec", container, "psql", "-U", "postgres", "-c", "create table kept as select 4711 as number")
+        wait_until(lambda: docker(*ready, check=False).code == 0, "PostgreSQL answers")
+        sidecar = make_sidecar("hooks-pg", include=[data, dump])
+        sidecar.up()
+
+        report, _ = sidecar.good_run()
+
+        directory = s3.restore(sidecar.prefix, report["set"], dump)
+        encoded = s3.on_host('base64 "$1/latest"', directory).out
+        script = "base64 -d | pg_restore --data-only --table=kept -f -"
+        assert "4711" in docker("exec", "-i", container, "sh", "-c", script, stdin=encoded.encode()).out
+        assert docker("exec", container, "ls", "/dump").out == ""
+    finally:
+        machine.remove(container)
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

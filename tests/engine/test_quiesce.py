@@ -127,7 +127,7 @@ def test_who_asks_to_be_left_alone_runs_on_and_that_is_said(sidecar: Sidecar, ma
 
     assert paused == (False, True)
     assert inspect(loose)["State"]["StartedAt"] == started
-    assert loose in report["groups"][0]["containers"]
+    assert report["groups"][0]["unfrozen"] == [loose]
     (event,) = sidecar.events("group_frozen")[-1:]
     assert event["containers"] == [held_still]
     assert event["unfrozen"] == {loose: "its label backup.quiesce says so"}

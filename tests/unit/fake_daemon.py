@@ -102,7 +102,11 @@ class PretendJobs:
             reasons=(Reason("not_off_host", "nothing is off this host", "set S3_BACKUP_BUCKET"),) * (kind == "partial"),
             unprotected=(Unprotected("shop-web-1", "/srv/uploads", "a bind mount"),),
             stores={"local": StoreReport(Outcome.GOOD, bytes_uploaded=5 * MEBIBYTE)},
-            groups=(GroupReport("shop", ("shop-db-1", "shop-web-1"), 182.4, Outcome.GOOD),),
+            groups=(
+                GroupReport(
+                    "shop", ("shop-db-1", "shop-cache-1", "shop-web-1"), 182.4, Outcome.GOOD, ("shop-cache-1",)
+                ),
+            ),
             volumes=(
                 VolumeReport(
                     "shop_data",

@@ -490,6 +490,13 @@ def test_a_large_archive_is_sent_in_parts_and_is_whole(shop: Shop) -> None:
     assert shop.archive(report, "db")["./large"] == content
 
 
+def test_a_container_that_is_to_run_on_is_not_frozen_and_the_report_says_so(shop: Shop) -> None:
+    shop.add("loose", "db", quiesce="none")
+    report = shop.run()
+    assert [(group.containers, group.unfrozen) for group in report.groups] == [(("db", "files", "loose"), ("loose",))]
+    assert shop.engine.names("pause") == ["db", "files"]
+
+
 # --- hooks -----------------------------------------------------------------------------------------------------------
 
 

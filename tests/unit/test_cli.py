@@ -74,6 +74,7 @@ def test_a_good_run_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
     }
     assert "good: set backup-20260102_030000, in 41.3 s" in done.stdout
     assert "shop: shop-db-1, shop-web-1 paused for 182 ms" in done.stdout
+    assert "shop: not paused, as `plan` explains: shop-cache-1" in done.stdout
     assert "lies in local" in done.stdout
     assert "shop-web-1: /srv/uploads (a bind mount)" in done.stdout
     assert done.stderr == ""

@@ -550,6 +550,24 @@ def test_a_replayed_post_hook_that_fails_is_done_and_its_event_says_so(bench: Be
     assert not bench.journal.path.exists()
 
 
+def test_whoever_comes_back_begins_every_post_hook_and_waits_for_all_of_them_together_but_briefly(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "REPLAY", 0.3)
+    bench.app("a", post="sleep 60")
+    bench.app("b", post="sleep 60")
+    bench.engine.dies_after = "echo b pre "
+    with pytest.raises(Killed), bench.hooked():
+        pass
+    bench.come_back()
+    assert bench.diary == ["a pre", "b pre", "b post", "a post"]
+    assert [fields["exit_code"] for fields in bench.of("hook_finished")[-2:]] == [None, None]
+    assert "killed" in bench.of("hook_finished")[-1]["hint"]
+    assert not bench.journal.path.exists()
+    for name in ("a", "b"):
+        bench.engine.kill(name)
+
+
 def test_post_hooks_in_a_journal_that_nobody_understands_are_not_forgotten_in_silence(bench: Bench) -> None:
     bench.journal.owe("post_hooks", [{"name": "db"}], run="run-1", group="shop")
     with pytest.raises(JournalUnreadable, match="post hooks") as caught:
