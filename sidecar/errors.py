@@ -86,6 +86,12 @@ class ContainerGone(EngineError):
     code = "container_gone"
 
 
+class HelperEnded(EngineError):
+    """A helper container has ended before it was told to."""
+
+    code = "helper_ended"
+
+
 class FreezeFailed(EngineError):
     """A dependent could not be frozen."""
 
@@ -161,6 +167,24 @@ class SpoolFull(SidecarError):
         self.needed = needed
 
 
+class NoRoom(SidecarError):
+    """The disk of a volume does not hold what is to be restored beside what is there."""
+
+    code = "no_room"
+
+
+class RestoreRefused(SidecarError):
+    """A restore cannot be begun as things stand: who uses the volume must not be stopped, or the volume is special."""
+
+    code = "restore_refused"
+
+
+class RestoreFailed(SidecarError):
+    """A restore did not come to its end; the message says what state the volume is in."""
+
+    code = "restore_failed"
+
+
 # --- stores ----------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +248,12 @@ class OwnedByAnotherHost(StoreError):
     """The prefix carries another engine's owner.json."""
 
     code = "owned_by_another_host"
+
+
+class ArchiveDamaged(SidecarError):
+    """An archive holds other bytes than its index vouches for."""
+
+    code = "archive_damaged"
 
 
 class SetInvalid(SidecarError):

@@ -38,6 +38,8 @@ EVENTS: dict[str, int] = {
     "run_failed": logging.ERROR,
     "run_skipped": logging.WARNING,
     "run_caught_up": logging.WARNING,
+    "restore_started": logging.WARNING,
+    "restore_finished": logging.INFO,
     "crashed": logging.ERROR,
     "library": logging.WARNING,
     "log_lines_dropped": logging.WARNING,
@@ -53,7 +55,10 @@ class Emit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is. phase: `planning`, `hooks`, `freezing`, `copying`, `packing`, `committing`; sizes in bytes.
+    """Where a job is, sizes in bytes.
+
+    phase: `planning`, `hooks`, `freezing`, `copying`, `packing`, `committing` of a run; `planning`, `restoring`,
+    `stopping`, `exchanging` of a restore.
 
     total_bytes is 0 while it is not known.
     """

@@ -211,6 +211,11 @@ def can_write(container: Container, volume: Volume) -> bool:
     return any(m.writable and _touches(m, volume) for m in container.mounts)
 
 
+def can_reach(container: Container, volume: Volume) -> bool:
+    """Whether it has the volume mounted at all, in either of these ways."""
+    return any(_touches(m, volume) for m in container.mounts)
+
+
 def _touches(mount: Mount, volume: Volume) -> bool:
     if mount.kind == "volume":
         return mount.volume == volume.name

@@ -132,6 +132,43 @@ class RunReport:
         return document
 
 
+@dataclass(frozen=True, slots=True)
+class RestoredVolume:
+    """One volume of a restore. bytes_written: of its tar stream; store: where it came from; created: it is new."""
+
+    volume: str
+    outcome: Outcome
+    files: int = 0
+    bytes_written: int = 0
+    store: str | None = None
+    created: bool = False
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreReport:
+    """One restore. stopped_ms: how long `containers` (names) did not run, milliseconds."""
+
+    restore: str
+    set: str
+    outcome: Outcome
+    started: datetime
+    duration_ms: float
+    stopped_ms: float
+    containers: tuple[str, ...]
+    volumes: tuple[RestoredVolume, ...]
+    reasons: tuple[Reason, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `restore --json`."""
+        document = asdict(self)
+        document["started"] = rfc3339(self.started)
+        document["duration_ms"] = round(self.duration_ms, 1)
+        document["stopped_ms"] = round(self.stopped_ms, 1)
+        return document
+
+
 def rfc3339(moment: datetime) -> str:
     """RFC 3339 in UTC with a `Z`, to the millisecond where there is a fraction."""
     moment = moment.astimezone(UTC)

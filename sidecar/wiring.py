@@ -30,9 +30,10 @@ from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.recover import sweep
+from sidecar.jobs.restore import RestoreTools, owed_volumes, plan_restore, restore, settle_owed, settle_volumes
 from sidecar.plan import Selection
-from sidecar.report import RunReport
-from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.report import RestoreReport, RunReport
+from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -42,6 +43,8 @@ STATE = Path("/state")
 _JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 _UNIX = "unix://"
+# Seconds that containers may be kept stopped by a sidecar that seems to live: an exchange deletes what was there.
+_LONGEST_RESTORE = 3600.0
 
 
 def build_jobs(settings: Settings, emit: Emit) -> Jobs:
@@ -81,8 +84,15 @@ def stand_by(
     environ: Mapping[str, str], *, container: str, started_at: str, run: str, lease: float, say: Callable[[str], None]
 ) -> None:
     """Be the dead man of a run. container, started_at: the sidecar's; lease in seconds. Raises EngineError."""
-    watched = Watched(container, started_at, run)
-    deadman.stand_by(connect(environ), Journal(STATE / _JOURNAL), watched, lease=lease, say=say)
+    engine, journal = connect(environ), Journal(STATE / _JOURNAL)
+
+    def settle() -> None:
+        if volumes := owed_volumes(journal):
+            own = engine.this_container()
+            assert own is not None, "a dead man is a container"
+            settle_volumes(engine, own, volumes)
+
+    deadman.stand_by(engine, journal, Watched(container, started_at, run), lease=lease, say=say, settle=settle)
 
 
 class _Jobs:
@@ -122,17 +132,42 @@ class _Jobs:
         )
         return backup(request.volumes, request.tags, tools, follow, cancelled)
 
+    def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
+        tools = self._restore_tools(self._stores(cancelled))
+        return restore(request.set_name, request.volumes, tools, follow, cancelled)
+
+    def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
+        plan, _ = plan_restore(request.set_name, request.volumes, self._restore_tools(self._quick_stores()))
+        return plan.as_json()
+
+    def _restore_tools(self, stores: Mapping[str, Store]) -> RestoreTools:
+        return RestoreTools(
+            engine=self._engine,
+            stores=stores,
+            journal=self._journal,
+            own=self._discovery.this_container,
+            protected=self._discovery.protected,
+            dead_man=partial(self._dead_man, lease=_LONGEST_RESTORE),
+            threads=2 * _cores(),
+            emit=self._emit,
+            now=_now,
+        )
+
     def plan(self) -> dict[str, Any]:
         stores = {name: store.location for name, store in self._bare_stores.items()}
         return self._discovery(()).as_json() | {"stores": stores}
 
     def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
-        stores = {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in self._bare_stores.items()}
+        stores = self._quick_stores()
         if set_name is None or volume is None:
             return list_sets(stores, set_name)
         return list_files(stores, set_name, volume, pattern)
 
+    def _quick_stores(self) -> Mapping[str, Store]:
+        return {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in self._bare_stores.items()}
+
     def recover(self) -> None:
+        settle_owed(self._engine, self._discovery.this_container(), self._journal, self._emit)
         recover(self._journal, self._engine, self._emit)
         finish(self._engine, self._journal, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
@@ -144,9 +179,9 @@ class _Jobs:
             engine = self._engine.identity().id
             self._unswept -= {name for name in self._unswept if sweep(self._bare_stores[name], engine, self._emit)}
 
-    def _dead_man(self, run: str, emit: Emit) -> DeadMan:
+    def _dead_man(self, run: str, emit: Emit, *, lease: float | None = None) -> DeadMan:
         own = self._discovery.this_container()
-        lease = self._settings.max_pause.total_seconds()
+        lease = self._settings.max_pause.total_seconds() if lease is None else lease
         return DeadMan(self._engine, own, run=run, lease=lease, state=str(STATE), emit=emit)
 
     def _stores(self, cancelled: threading.Event) -> Mapping[str, Store]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,18 +30,21 @@ class Daemon:
     def __init__(self, socket_path: str = CONTROL_SOCKET) -> None:
         self._path = socket_path
 
-    def get(self, path: str, query: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-        """One JSON object."""
+    def get(self, path: str, query: Mapping[str, str | Sequence[str] | None] | None = None) -> dict[str, Any]:
+        """One JSON object. query: a sequence is given as often as it has members."""
         given = {name: text for name, text in (query or {}).items() if text is not None}
-        return _whole(self._request("GET", path + ("?" + urlencode(given) if given else "")))
+        return _whole(self._request("GET", path + ("?" + urlencode(given, doseq=True) if given else "")))
 
     def post(self, path: str) -> dict[str, Any]:
         """One JSON object, for a request that changes something."""
         return _whole(self._request("POST", path))
 
-    def run(self, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ask for a run; its lines until `report` or `error`. A stream that ends before is a Complaint."""
-        response = self._request("POST", "/runs", json.dumps(wanted).encode())
+    def follow(self, path: str, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Ask for a job (`/runs`, `/restores`); its lines until `report` or `error`.
+
+        A stream that ends before is a Complaint.
+        """
+        response = self._request("POST", path, json.dumps(wanted).encode())
         while True:
             try:
                 line = response.readline()

@@ -136,17 +136,8 @@ def run_now(
     goes on), 143 the daemon was told to stop.
     """
     wanted = {"volumes": volumes, "full": full, "tags": tags, "no_wait": no_wait}
-    watcher = _watcher(as_json=as_json)
     warned: list[str] = []
-    try:
-        with watcher:
-            report = _watch(daemon, wanted, watcher, warned)
-    except KeyboardInterrupt:
-        raise Complaint(
-            "detached",
-            "stopped watching; the run goes on in the daemon",
-            "`docker exec backup status` shows how far it is",
-        ) from None
+    report = _followed(daemon, "run", wanted, warned, as_json=as_json)
     if as_json:
         _print_json(report)
     else:
@@ -161,12 +152,28 @@ def _watcher(*, as_json: bool) -> Watcher:
     return Silent() if as_json else Lines(click.echo)
 
 
-def _watch(daemon: Daemon, wanted: dict[str, Any], watcher: Watcher, warned: list[str]) -> dict[str, Any]:
-    """The report of the run that is asked for; warnings that were shown on the way are added to `warned`."""
-    for line in daemon.run(wanted):
+def _followed(daemon: Daemon, what: str, wanted: dict[str, Any], warned: list[str], *, as_json: bool) -> dict[str, Any]:
+    """The report of the job that is asked for (what: `run`, `restore`), which is shown while it goes on.
+
+    Warnings that were shown on the way are added to `warned`.
+    """
+    try:
+        with _watcher(as_json=as_json) as watcher:
+            return _watch(daemon, f"/{what}s", wanted, watcher, warned)
+    except KeyboardInterrupt:
+        raise Complaint(
+            "detached",
+            f"stopped watching; the {what} goes on in the daemon",
+            "`docker exec backup status` shows how far it is, `cancel` ends it",
+        ) from None
+
+
+def _watch(daemon: Daemon, path: str, wanted: dict[str, Any], watcher: Watcher, warned: list[str]) -> dict[str, Any]:
+    for line in daemon.follow(path, wanted):
         match line:
             case {"waiting_for": before}:
-                watcher.say(f"waiting for the run ({before['trigger']}) that has been going on since {before['since']}")
+                what = f"the {before['activity']} ({before['trigger']})"
+                watcher.say(f"waiting for {what} that has been going on since {before['since']}")
             case {"progress": progress}:
                 watcher.progress(progress)
             case {"warning": warning}:
@@ -176,7 +183,7 @@ def _watch(daemon: Daemon, wanted: dict[str, Any], watcher: Watcher, warned: lis
                 raise Complaint(error["code"], error["message"], error["hint"])
             case {"report": dict(report)}:
                 return report
-    raise Complaint("failed", "the daemon ended the run without a report")
+    raise Complaint("failed", "the daemon ended it without a report")
 
 
 @main.command(epilog=_example("docker exec backup plan"))
@@ -247,12 +254,81 @@ def status(daemon: Daemon, *, as_json: bool, only_check: bool) -> str:
     return "unhealthy" if only_check and not document["healthy"] else "good"
 
 
+@main.command(
+    epilog=_example(
+        "docker exec -it backup restore",
+        "docker exec backup restore latest shop_data --yes",
+        "docker exec backup restore backup-20260102_030000 --dry-run",
+    )
+)
+@click.argument("set_name", metavar="[SET|latest]", required=False, default="latest")
+@click.argument("volumes", metavar="[VOLUME]...", nargs=-1)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Show what it would do, and do nothing.")
+@click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when a run or a restore is going on.")
+@verb
+def restore(
+    daemon: Daemon,
+    *,
+    as_json: bool,
+    set_name: str,
+    volumes: tuple[str, ...],
+    yes: bool,
+    dry_run: bool,
+    no_wait: bool,
+) -> str:
+    """Put all volumes of a set, or the VOLUMEs named, back to what they were: files, owners, modes, times, attributes.
+
+    What a volume holds now is replaced. Everything is fetched, proven against its checksums and unpacked beside it
+    first, while the application runs; then the containers that use the volumes are stopped, old and new change places,
+    and the containers are started again, servers before clients. What goes wrong before that changes nothing. A volume
+    that does not exist is made.
+
+    It needs as much free room on the volume's disk as the set has bytes unpacked.
+
+    Exit codes: 0 good, 1 failed, 2 usage, or nobody was there to say yes, 3 partial, 10 no such set or volume, 11 busy,
+    130 Ctrl-C (it goes on), 143 it was cancelled, or the daemon told to stop.
+    """
+    plan = daemon.get("/restores", {"set": set_name, "volume": volumes})
+    if not as_json:
+        _words().restore_plan(plan)
+    if dry_run:
+        if as_json:
+            _print_json(plan)
+        return "good"
+    if not yes:
+        _ask(as_json=as_json)
+    warned = list(plan["warnings"])
+    wanted = {"set": plan["set"], "volumes": volumes, "no_wait": no_wait}
+    report = _followed(daemon, "restore", wanted, warned, as_json=as_json)
+    if as_json:
+        _print_json(report)
+    else:
+        _words().restored(report)
+    return str(report["outcome"])
+
+
+def _ask(*, as_json: bool) -> None:
+    """Raises Complaint unless a person says yes."""
+    if as_json or not sys.stdin.isatty():
+        raise Complaint(
+            "usage",
+            "nobody is here to say yes, so nothing was done",
+            "add --yes, or ask for a terminal: docker exec -it backup restore ...",
+        )
+    if not click.confirm("Replace what these volumes hold now?", default=False):
+        raise Complaint("usage", "nothing was done", "")
+
+
 @main.command(epilog=_example("docker exec backup cancel"))
 @verb
 def cancel(daemon: Daemon, *, as_json: bool) -> str:
-    """Stop the run that is going on: it thaws what it froze, aborts its uploads, and leaves no set behind.
+    """Stop what is going on.
 
-    Runs that wait for their turn are not cancelled. Exit code 10: no run is going on.
+    A run thaws what it froze, aborts its uploads, and leaves no set behind. A restore that has not begun to exchange
+    leaves every volume as it was; one that has goes through. What waits for its turn is not cancelled.
+
+    Exit code 10: nothing is going on.
     """
     document = daemon.post("/cancel")
     if as_json:
@@ -324,3 +400,42 @@ def run_dead_man(*, container: str, started_at: str, run: str, lease: float, deb
         if debug:
             traceback.print_exc()
         sys.exit(EXIT_CODES.get(_complain(exc, as_json=False), 1))
+
+
+@main.command("unpack", hidden=True)
+@click.option("--length", required=True, type=int)
+@click.option("--files", required=True, type=int)
+@click.option("--root", required=True)
+def run_unpack(*, length: int, files: int, root: str) -> None:
+    """Be a restore's helper: take a tar stream on stdin into the volume at ROOT, and exchange it when told to."""
+    from sidecar.archive.unpack import Expected, restore_into  # noqa: PLC0415 - a helper loads nothing else
+
+    _answer(lambda say: restore_into(root, Expected(length, files), sys.stdin.fileno(), say))
+
+
+@main.command("settle", hidden=True)
+@click.option("--root", required=True)
+def run_settle(*, root: str) -> None:
+    """Be the helper that takes up a restore which was cut off, in the volume at ROOT."""
+    from sidecar.archive.unpack import settle  # noqa: PLC0415 - as above
+
+    _answer(lambda say: settle(root, say))
+
+
+def _answer(act: Callable[[Callable[..., None]], None]) -> None:
+    """Do it, and say each word as a line of JSON: whoever listens is the sidecar."""
+
+    def say(word: str, **fields: str) -> None:
+        click.echo(json.dumps({"word": word, **fields}))
+
+    try:
+        act(say)
+    except SidecarError as exc:
+        say("failed", code=exc.code, error=exc.message, hint=exc.hint)
+    except OSError as exc:
+        say(
+            "failed",
+            code="failed",
+            error=f"{exc.filename or 'the volume'}: {exc.strerror}",
+            hint="see the volume's disk",
+        )

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 _COLOURS = {"good": "green", "partial": "yellow", "failed": "red", "interrupted": "red"}
+_AS_IF_NEVER = {True: "everything is thawed, and no set was made", False: "every volume is as it was"}
 # Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
 _PIPE_WIDTH = 1_000
 
@@ -147,6 +148,52 @@ class Words:
             self.line(f"{title}:", "yellow")
             for each in sentences:
                 self.line(f"  - {each}")
+
+    # --- restore -----------------------------------------------------------------------------------------------------
+
+    def restore_plan(self, plan: dict[str, Any]) -> None:
+        """What a restore would do now."""
+        self.line(f"set {plan['set']} of host {plan['host']}, begun {_moment(plan['time'])}", "bold")
+        self.table(
+            ("  volume", "files", "size", "to fetch", ""),
+            [
+                (
+                    f"  {each['volume']}",
+                    each["files"],
+                    size(each["raw_bytes"]),
+                    size(each["archive_bytes"]),
+                    "is replaced" if each["exists"] else "is made",
+                )
+                for each in plan["volumes"]
+            ],
+            right=("files", "size", "to fetch"),
+        )
+        if plan["containers"]:
+            self.line(f"  stopped for it, and started again: {', '.join(plan['containers'])}")
+        else:
+            self.line("  no container that runs uses them: none is stopped")
+        self._warnings("warnings", plan["warnings"])
+
+    def restored(self, report: dict[str, Any]) -> None:
+        """A restore's end."""
+        self.line()
+        outcome = report["outcome"]
+        self.line(f"{outcome}: {report['set']}, in {duration(report['duration_ms'])}", _COLOURS.get(outcome, ""))
+        for each in report["volumes"]:
+            if each["error"]:
+                self.line(f"  {each['volume']}: {_sentence(each['error'], each['hint'])}", "red")
+            else:
+                made = "made and " if each["created"] else ""
+                self.line(
+                    f"  {each['volume']}: {made}restored, {each['files']} files, {size(each['bytes_written'])}, "
+                    f"from store {each['store']}"
+                )
+        if report["containers"]:
+            containers = ", ".join(report["containers"])
+            self.line(f"  {containers} stopped for {duration(report['stopped_ms'])}, and started again")
+        told = [each["error"] for each in report["volumes"]]
+        reasons = [each for each in report["reasons"] if each["message"] not in told]
+        self._warnings(f"why it is {outcome}", [_sentence(each["message"], each["hint"]) for each in reasons])
 
     # --- plan --------------------------------------------------------------------------------------------------------
 
@@ -306,7 +353,8 @@ class Words:
         if not document["ended"]:
             self.line("it has not ended yet; `status` shows how far it is", "yellow")
         elif document["outcome"] == "interrupted":
-            self.line("it has ended: everything is thawed, and no set was made")
+            was_run = document["cancelled"]["activity"] == "run"
+            self.line(f"it has ended: {_AS_IF_NEVER[was_run]}")
         else:
             what = f": {document['outcome']}, {document['set'] or 'no set'}" if document["outcome"] else ""
             self.line(f"it had come to its end already{what}", "yellow")
@@ -352,7 +400,7 @@ def _paused(volume: dict[str, Any], groups: Sequence[dict[str, Any]]) -> float |
 def _asked(run: dict[str, Any]) -> str:
     """A run as it was asked for, which has no name yet."""
     volumes = f" of {_some(run['volumes'])}" if run["volumes"] else ""
-    return f"the run ({run['trigger']}){volumes} of {_moment(run['since'])}"
+    return f"the {run['activity']} ({run['trigger']}){volumes} of {_moment(run['since'])}"
 
 
 def _sentence(message: str | None, hint: str | None) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from sidecar.engine.hooks import finish
+from sidecar.engine.hooks import finish, read_debts
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import thaw_owed
@@ -134,12 +134,14 @@ def stand_by(
     *,
     lease: float,
     say: Callable[[str], None],
+    settle: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Sequence[str]:
     """The dead man's whole life: watch, thaw if need be, end. The names of the containers it thawed.
 
-    Raises ThawFailed when one could not be thawed.
+    settle: what has to be done before anything is thawed. Raises ThawFailed when one could not be thawed, and what
+    `settle` raises: then nothing is thawed.
     """
     say(READY)
     since: float | None = None
@@ -150,6 +152,7 @@ def stand_by(
         if not alive or (since is not None and clock() - since > lease + GRACE):
             if not owed:
                 return ()
+            settle()
             thawed = thaw_owed(engine, journal, clock=clock, sleep=sleep)
             say(f"thawed {', '.join(thawed) or 'nothing'}: the sidecar is {'too late' if alive else 'gone'}")
             _finish(engine, journal, say, clock=clock)
@@ -175,10 +178,11 @@ def _owed(journal: Journal, run: str) -> tuple[bool, bool]:
     """
     try:
         entry = journal.read()
+        hooks = read_debts(journal)
     except JournalUnreadable:
         return True, True
-    owed = entry is not None and entry.run == run
-    return owed, owed and entry is not None and bool(entry.frozen)
+    frozen = entry is not None and entry.run == run and bool(entry.frozen)
+    return frozen or (hooks is not None and hooks[0] == run), frozen
 
 
 def _finish(engine: Engine, journal: Journal, say: Callable[[str], None], *, clock: Callable[[], float]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +25,7 @@ from docker import APIClient
 from docker.errors import DockerException, TLSParameterError
 from docker.utils import kwargs_from_env
 
-from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Watch
+from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Helper, Watch
 from sidecar.errors import (
     AlreadyPaused,
     ContainerGone,
@@ -31,6 +33,7 @@ from sidecar.errors import (
     EngineError,
     EngineUnreachable,
     FreezeFailed,
+    HelperEnded,
     NotRunning,
 )
 from sidecar.model import ROLE_LABEL, Container, ContainerState, EngineIdentity, Mount, Volume
@@ -51,7 +54,10 @@ EVENTS_EVERY = 1.0
 # Seconds between two looks whether a command in a container has ended, or need not be waited for any more.
 LOOK_EVERY = 0.05
 
-_FRAME = 8  # bytes of a frame header in /containers/ID/logs and of what a command writes
+# Of a frame header in /containers/ID/logs and /containers/ID/attach, and of what a command writes: bytes; the first
+# names the stream.
+_FRAME = 8
+_STDOUT = 1
 
 
 def connect(environment: Mapping[str, str]) -> DockerEngine:
@@ -134,17 +140,17 @@ class DockerEngine:
 
     def launch(self, like: Container, *, role: str, command: Sequence[str], keep: Sequence[str]) -> str:
         """Start a container of our own image beside us."""
-        socket = urlsplit(self._address).path if self._address.startswith("unix:") else ""
+        own_socket = urlsplit(self._address).path if self._address.startswith("unix:") else ""
         mounts = [
             {
                 "Type": mount.kind,
                 "Source": mount.volume or mount.source,
                 "Target": mount.target,
                 # Whoever may write to the engine's socket needs no write access to the file system that it lies on.
-                "ReadOnly": mount.target != socket,
+                "ReadOnly": mount.target != own_socket,
             }
             for mount in like.mounts
-            if mount.target in (*keep, socket)
+            if mount.target in (*keep, own_socket)
         ]
         body = {
             "Image": like.image_id,
@@ -155,22 +161,88 @@ class DockerEngine:
             "HostConfig": {
                 "AutoRemove": True,
                 "Mounts": mounts,
-                "NetworkMode": "none" if socket else like.network,
+                "NetworkMode": "none" if own_socket else like.network,
                 "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges:true"],
                 "ReadonlyRootfs": True,
                 "PidsLimit": 64,
             },
         }
-        name = f"{like.name}-{role}-{secrets.token_hex(3)}"  # whoever finds it in `docker ps` sees whose it is
-        created = self._ask("POST", "/containers/create", {"name": name}, body=body).json()
-        identifier: str = created["Id"]
+        identifier = self._create(like, role, body)
         try:
             self.start(identifier)
         except EngineError:
             self.remove(identifier)
             raise
         return identifier
+
+    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
+        """Create a plain local volume, unless it exists."""
+        self._ask("POST", "/volumes/create", body={"Name": name, "Driver": "local", "Labels": dict(labels)})
+
+    def remove_volume(self, name: str) -> bool:
+        """Remove a volume; False while a container has it."""
+        try:
+            self._ask("DELETE", f"/volumes/{name}")
+        except _Missing:
+            return True
+        except _InUse:
+            return False
+        return True
+
+    @contextmanager
+    def help_with(self, like: Container, volume: str, *, command: Sequence[str], target: str) -> Iterator[Helper]:
+        """A container of our own image with one volume, and a connection to its standard input and output."""
+        body = {
+            "Image": like.image_id,
+            "Cmd": list(command),
+            "Labels": {ROLE_LABEL: "helper"},
+            "Healthcheck": {"Test": ["NONE"]},
+            "OpenStdin": True,
+            "StdinOnce": True,  # our end of it, however we ended, is its end
+            "AttachStdin": True,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "HostConfig": {
+                "AutoRemove": True,
+                "Mounts": [{"Type": "volume", "Source": volume, "Target": target}],
+                "NetworkMode": "none",
+                "CapDrop": ["ALL"],
+                "CapAdd": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP"],
+                "SecurityOpt": ["no-new-privileges:true"],
+                "ReadonlyRootfs": True,
+                "PidsLimit": 64,
+            },
+        }
+        identifier = self._create(like, "helper", body)
+        started = False
+        try:
+            stream = self._attach(identifier)
+            try:
+                self.start(identifier)
+                started = True
+                yield _Conversation(stream)
+            finally:
+                with suppress(OSError):  # closing alone would not do: the library may still hold its own end
+                    stream.shutdown(socket.SHUT_RDWR)
+                stream.close()
+        finally:
+            if not started:
+                self.remove(identifier)
+
+    def _create(self, like: Container, role: str, body: Mapping[str, Any]) -> str:
+        name = f"{like.name}-{role}-{secrets.token_hex(3)}"  # whoever finds it in `docker ps` sees whose it is
+        identifier: str = self._ask("POST", "/containers/create", {"name": name}, body=body).json()["Id"]
+        return identifier
+
+    def _attach(self, identifier: str) -> socket.socket:
+        """The connection that the engine hands over (API: attach): what we write is its standard input."""
+        path = f"/containers/{identifier}/attach"
+        with _translated(f"POST {path}", self._address):
+            response = self._client.attach_socket(identifier, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            stream: socket.socket = getattr(response, "_sock", response)
+            # Ours alone: the library closes its own when it forgets the response. (TLS cannot be duplicated.)
+            return stream if isinstance(stream, ssl.SSLSocket) else stream.dup()
 
     def output(self, identifier: str) -> str:
         """What a container has written to its standard output so far."""
@@ -360,6 +432,67 @@ class _Output:
         self._answer = answer
         if self._left:
             self._leave()
+
+
+class _Conversation:
+    """A container's standard input and output over one connection. What it says comes in frames, as in its logs."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._raw = b""
+        self._said = b""
+        self._complained = b""
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Give it bytes."""
+        self._stream.settimeout(PATIENT)
+        try:
+            self._stream.sendall(data)
+        except TimeoutError as error:
+            raise EngineError(
+                f"the helper container has taken nothing for {PATIENT:g} s", hint="see the disk of the volume"
+            ) from error
+        except OSError as error:
+            raise self._ended() from error
+
+    def end(self) -> None:
+        """Nothing more to send."""
+        with suppress(OSError):
+            self._stream.shutdown(socket.SHUT_WR)
+
+    def hear(self, timeout: float) -> bytes | None:
+        """Its next line."""
+        self._stream.settimeout(timeout)
+        while b"\n" not in self._said:
+            try:
+                more = self._stream.recv(65536)
+            except TimeoutError:
+                return None
+            except OSError as error:
+                raise self._ended() from error
+            if not more:
+                raise self._ended()
+            self._sort(more)
+        line, _, self._said = self._said.partition(b"\n")
+        return line
+
+    def _sort(self, more: bytes) -> None:
+        self._raw += more
+        while len(self._raw) >= _FRAME:
+            end = _FRAME + int.from_bytes(self._raw[4:_FRAME], "big")
+            if len(self._raw) < end:
+                return
+            if self._raw[0] == _STDOUT:
+                self._said += self._raw[_FRAME:end]
+            else:
+                self._complained = (self._complained + self._raw[_FRAME:end])[-2000:]
+            self._raw = self._raw[end:]
+
+    def _ended(self) -> HelperEnded:
+        words = self._complained.decode(errors="replace").strip().rpartition("\n")[2]
+        return HelperEnded(
+            f"the helper container has ended{f': {words}' if words else ''}", hint="see the engine's log; try again"
+        )
 
 
 class _EventLog:
@@ -555,6 +688,14 @@ class _NotPaused(EngineError):
     """What unpause was asked for is so already."""
 
 
+class _Missing(EngineError):
+    """There is no such volume."""
+
+
+class _InUse(EngineError):
+    """A container has the volume."""
+
+
 def _refusal(method: str, path: str, response: requests.Response) -> EngineError:
     """The engine's (or a proxy's) answer of 400 or above as an error."""
     try:
@@ -572,12 +713,13 @@ def _refusal(method: str, path: str, response: requests.Response) -> EngineError
     # Texts of moby's errdefs, 20.10 to 29; the status alone does not tell these apart (409, 409, 409 or 500).
     if response.status_code == 404 and "no such container" in words:
         return ContainerGone(f"the container {path.split('/')[2]} does not exist any more", hint="run the backup again")
+    if method == "DELETE" and path.startswith("/volumes/"):
+        kinds: dict[int, type[EngineError]] = {404: _Missing, 409: _InUse}
+        return kinds.get(response.status_code, EngineError)(what, hint="see the engine's log")
     if act == "unpause" and "is not paused" in words:
         return _NotPaused(what)
-    if act == "pause":
-        return _not_paused(what, words)
-    if act == "exec" and ("not running" in words or "is paused" in words or "is restarting" in words):
-        return NotRunning(what, hint="see that it runs, or take its labels backup.pre and backup.post away")
+    if act in ("pause", "exec"):
+        return _not_paused(what, words) if act == "pause" else _not_executed(what, words)
     return EngineError(what, hint="see the engine's log")
 
 
@@ -587,6 +729,12 @@ def _not_paused(what: str, words: str) -> FreezeFailed:
     if "not running" in words or "is restarting" in words:
         return NotRunning(what, hint="it stopped just now; run the backup again")
     return FreezeFailed(what, hint="see the engine's log; the label backup.quiesce=stop stops it instead")
+
+
+def _not_executed(what: str, words: str) -> EngineError:
+    if "not running" in words or "is paused" in words or "is restarting" in words:
+        return NotRunning(what, hint="see that it runs, or take its labels backup.pre and backup.post away")
+    return EngineError(what, hint="see the engine's log")
 
 
 @contextmanager

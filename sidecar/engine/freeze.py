@@ -298,6 +298,7 @@ class Frozen:
         self._writers: Writers | None = None
         self._log: Sequence[ContainerEvent] | EngineError = ()
         self._stuck: ThawFailed | None = None
+        self._withheld: SidecarError | None = None
         self._journal_trouble: SidecarError | None = None
         self._spoiled = threading.Event()
         self._left = threading.Event()
@@ -337,6 +338,10 @@ class Frozen:
             self._must_be(container, container.state, container.pid)
         self.check()
         self._writers = writers
+
+    def withhold(self, why: SidecarError) -> None:
+        """Do not thaw when the block is left: what they would run on is not whole. The journal keeps them."""
+        self._withheld = why
 
     def _must_be(self, before: Container, state: ContainerState, pid: int) -> None:
         try:
@@ -441,6 +446,9 @@ class Frozen:
 
     def _thaw(self) -> None:
         holds = self._scene.holds
+        if holds and self._withheld is not None:
+            self._stuck = thaw_failed([(hold.before.name, hold.action, self._withheld) for hold in holds])
+            return
         for step in reversed(self._scene.steps):
             self._release(step)
         self._settle(holds)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sidecar.engine.freeze import freeze_order
-from sidecar.engine.journal import Entry, Journal
+from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
 from sidecar.errors import (
@@ -40,7 +40,7 @@ from sidecar.errors import (
 from sidecar.events import Emit
 from sidecar.model import Container, ContainerState, Hooks, Quiesce
 
-# The journal's key for the post hooks that are owed, in the order in which they are to run.
+# In the journal: `{"run", "group", "hooks": [...]}`, the post hooks in the order in which they are to run.
 OWED = "post_hooks"
 
 # Seconds that post hooks are waited for together where somebody waits for us in turn: told to stop, a run has Docker's
@@ -172,13 +172,20 @@ def hooked(
     owed = [_owed(container, hooks(container), quiesce(container)) for container in reversed(running)]
     owed = [each for each in owed if each.command]
     if owed:
-        journal.owe(OWED, [asdict(each) for each in owed], run=run, group=group)
+        _note(journal, run, group, owed)
     try:
         for container in running:
             _run_pre(runner, container, hooks(container), patience, cancelled, complain)
         yield
     finally:
-        _pay(runner, journal, owed, patience.for_post, complain, frozen=_frozen(journal))
+        _pay(
+            runner,
+            owed,
+            patience.for_post,
+            complain,
+            note=lambda left: _note(journal, run, group, left),
+            frozen=_frozen(journal),
+        )
 
 
 def finish(
@@ -196,18 +203,50 @@ def finish(
     who may only read the journal. Raises EngineUnreachable (some stay owed; call it again), JournalUnreadable,
     JournalUnwritable.
     """
-    entry = journal.read()
-    if entry is None or OWED not in entry.others:
+    debts = read_debts(journal)
+    if debts is None:
         return
-    runner = _Runner(engine, emit, clock, {"run": entry.run, "group": entry.group, "replayed": True})
+    run, group, owed = debts
+    runner = _Runner(engine, emit, clock, {"run": run, "group": group, "replayed": True})
     patience = _Patience(cancelled or threading.Event(), clock, REPLAY)
     failures: list[SidecarError] = []
-    _pay(runner, journal, _debts(entry, journal), patience.for_post, failures.append, may_write=may_write)
+    _pay(
+        runner,
+        owed,
+        patience.for_post,
+        failures.append,
+        note=(lambda left: _note(journal, run, group, left)) if may_write else lambda _: None,
+    )
     for error in failures:
         if isinstance(error.__cause__, EngineUnreachable):
             raise error.__cause__
         if not isinstance(error, HookFailed):
             raise error
+
+
+def read_debts(journal: Journal) -> tuple[str, str, list[Owed]] | None:
+    """The run and the group that owe post hooks, and these; None when none are owed. Raises JournalUnreadable."""
+    entry = journal.read()
+    if entry is None or OWED not in entry.others:
+        return None
+    debt = entry.others[OWED]
+    try:
+        owed = [
+            Owed(
+                str(each["id"]),
+                str(each["name"]),
+                str(each["started_at"]),
+                str(each["command"]),
+                float(each["timeout"]),
+            )
+            for each in debt["hooks"]
+        ]
+        return str(debt["run"]), str(debt["group"]), owed
+    except (KeyError, TypeError, ValueError) as error:
+        raise JournalUnreadable(
+            f"the post hooks in the freeze journal {journal.path} are damaged: {error!r}",
+            hint="run those that are missing by hand (labels backup.post), then remove the file",
+        ) from error
 
 
 def _running(
@@ -254,17 +293,23 @@ def _run_pre(
         complain(error)
 
 
+def _note(journal: Journal, run: str, group: str, owed: Sequence[Owed]) -> None:
+    if owed:
+        journal.owe(OWED, {"run": run, "group": group, "hooks": [asdict(each) for each in owed]})
+    else:
+        journal.settle(OWED)
+
+
 def _pay(
     runner: _Runner,
-    journal: Journal,
     debts: Sequence[Owed],
     waiting: Callable[[float], Callable[[], bool]],
     complain: Callable[[SidecarError], None],
     *,
+    note: Callable[[Sequence[Owed]], None],
     frozen: Collection[str] = (),
-    may_write: bool = True,
 ) -> None:
-    """Run post hooks, and take each off the journal as it is done. Whatever fails, the others run.
+    """Run post hooks, and note those that are left as each is done. Whatever fails, the others run.
 
     Those of containers that are still frozen (IDs) stay owed, and what the engine could not be asked to run.
     """
@@ -277,11 +322,10 @@ def _pay(
             if isinstance(error.__cause__, EngineUnreachable):
                 continue
         left.remove(owed)
-        if may_write:
-            try:
-                journal.settle(OWED, [asdict(each) for each in left])
-            except SidecarError as failure:
-                complain(failure)
+        try:
+            note(left)
+        except SidecarError as failure:
+            complain(failure)
 
 
 def _frozen(journal: Journal) -> set[str]:
@@ -305,25 +349,6 @@ def _run_post(runner: _Runner, owed: Owed, waiting: Callable[[], bool]) -> HookF
             runner.skip("post", owed, f"{owed.name} was {'started anew' if found.running else 'stopped'} since")
             return None
     return runner.run("post", owed, owed.command, owed.timeout, waiting)
-
-
-def _debts(entry: Entry, journal: Journal) -> list[Owed]:
-    try:
-        return [
-            Owed(
-                str(debt["id"]),
-                str(debt["name"]),
-                str(debt["started_at"]),
-                str(debt["command"]),
-                float(debt["timeout"]),
-            )
-            for debt in entry.others[OWED]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise JournalUnreadable(
-            f"the post hooks in the freeze journal {journal.path} are damaged: {error!r}",
-            hint="run those that are missing by hand (labels backup.post), then remove the file",
-        ) from error
 
 
 def _worded(error: EngineError, hook: str, name: str) -> HookFailed:

@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,24 +95,35 @@ class Journal:
     def clear(self) -> None:
         """All is thawed: nothing frozen is owed any more. Raises JournalUnwritable, JournalUnreadable."""
         with self._turn:
-            if entry := self.read():
-                self._keep(Entry(entry.run, entry.group, (), entry.others))
+            entry = self.read()
+            if entry is None:
+                return
+            if entry.others:
+                self._write(Entry(entry.run, entry.group, (), entry.others))
+                return
+            self._remove()
 
-    def owe(self, key: str, debt: Any, *, run: str, group: str) -> None:
-        """Put on disk what else is owed, as JSON, in place of what was under `key`.
+    def owe(self, key: str, what: Any) -> None:
+        """Put on disk, under a key of its own, what else is owed until `settle`.
 
-        Raises JournalUnwritable, JournalUnreadable.
+        It stays through `begin` and `clear`, which are about what is frozen. Raises JournalUnwritable,
+        JournalUnreadable.
         """
         with self._turn:
-            before = self.read() or Entry(run, group, ())
-            self._write(Entry(run, group, before.frozen, {**before.others, key: debt}))
+            entry = self.read() or Entry("", "", ())
+            self._write(replace(entry, others={**entry.others, key: what}))
 
-    def settle(self, key: str, left: Any = None) -> None:
-        """Of what is owed under `key` only `left` remains, or nothing. Raises JournalUnwritable, JournalUnreadable."""
+    def settle(self, key: str) -> None:
+        """What stands under the key is owed no more. Raises JournalUnwritable, JournalUnreadable."""
         with self._turn:
-            if entry := self.read():
-                others = {name: debt for name, debt in entry.others.items() if name != key}
-                self._keep(Entry(entry.run, entry.group, entry.frozen, others | ({key: left} if left else {})))
+            entry = self.read()
+            if entry is None or key not in entry.others:
+                return
+            others = {name: what for name, what in entry.others.items() if name != key}
+            if entry.frozen or others:
+                self._write(replace(entry, others=others))
+            else:
+                self._remove()
 
     def set_aside(self) -> Path:
         """Rename a damaged journal, so that a new one can be written; its new path. Raises JournalUnwritable."""
@@ -160,6 +171,13 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             beside.rename(self.path)
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _remove(self) -> None:
+        try:
+            self.path.unlink()
             _sync_directory(self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error

@@ -6,7 +6,7 @@ nothing of an SDK gets out. `EngineUnreachable` means that no answer came: what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,6 +55,22 @@ class Watch(Protocol):
         """All events that the engine had emitted when this was called, in order.
 
         Raises EngineError when some may be missing: silence must not look like peace.
+        """
+
+
+class Helper(Protocol):
+    """A short-lived container of our own image with one volume, at the other end of its standard input and output."""
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Give it bytes; blocks while it is slower than we are. Raises HelperEnded, EngineError."""
+
+    def end(self) -> None:
+        """There is nothing more to send. Does not raise: it may have ended itself."""
+
+    def hear(self, timeout: float) -> bytes | None:
+        """The next line that it says, without its end; None when it says nothing for `timeout` seconds.
+
+        Raises HelperEnded when it has ended.
         """
 
 
@@ -114,6 +130,22 @@ class Engine(Protocol):
         It carries the label `backup.role=ROLE`, has no capability, no network but what the engine's address needs, a
         read-only root file system, the engine's socket, and of the mounts of `like` those at the targets in `keep`,
         read-only.
+        """
+
+    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
+        """Create a plain local volume; one that exists is left as it is."""
+
+    def remove_volume(self, name: str) -> bool:
+        """Remove a volume; False while a container has it. One that is gone is success."""
+
+    def help_with(
+        self, like: Container, volume: str, *, command: Sequence[str], target: str
+    ) -> AbstractContextManager[Helper]:
+        """Start a container of the image of `like` (ours) that has the volume, which exists, writable at `target`.
+
+        It has no network, no socket, a read-only root file system, and of root's capabilities those that give files
+        their owners, modes and attributes back. It carries `backup.role=helper`, and removes itself when it
+        ends, which it is to do soon after its standard input has: at `end`, when the block is left, or when we die.
         """
 
     def output(self, identifier: str) -> str:

@@ -19,6 +19,7 @@ from isal import isal_zlib
 from sidecar import sets
 from sidecar.archive.capture import Capture, capture, measure
 from sidecar.archive.spool import Spool, SpoolSpace
+from sidecar.archive.unpack import is_unsettled
 from sidecar.archive.writer import write_archive
 from sidecar.config import StageFault
 from sidecar.engine.deadman import DeadMan
@@ -179,6 +180,7 @@ class _Run:
         spooled = []
         for planned in group.volumes:
             with self._failing_alone(group, planned):
+                _refuse_unsettled(planned)
                 _, size = measure(planned.path)
                 spool = undo.enter_context(self._space.new(planned.volume.name))
                 spool.reserve(size)
@@ -353,6 +355,17 @@ class _Counter:
         """`length` bytes more are done."""
         self._done += length
         self._follow(Progress(self._phase, self._volume, self._done, max(self._done, self._total)))
+
+
+def _refuse_unsettled(planned: PlannedVolume) -> None:
+    """Raises VolumeUnavailable for a volume that holds what a restore has left: half of it may be of another time."""
+    if is_unsettled(planned.path):
+        name = planned.volume.name
+        raise VolumeUnavailable(
+            f"a restore of volume {name} was cut off, and has not been settled",
+            hint=f"restart the sidecar, or restore it again: restore latest {name}",
+            volume=name,
+        )
 
 
 def _described(key: str, path: Path) -> sets.StoredObject:

@@ -57,7 +57,7 @@ def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str,
 
     Raises NotFound, and a store's error when no store answered.
     """
-    catalogue = _answered(stores)
+    catalogue = answered(stores)
     chosen = [catalogue.find(only)] if only else [m for _, m in sorted(catalogue.manifests.items())]
     return {
         "sets": [
@@ -92,7 +92,7 @@ def list_files(stores: Mapping[str, Store], set_name: str, volume: str, pattern:
 
     Raises NotFound for an unknown set or volume, StoreError, SetInvalid.
     """
-    catalogue = _answered(stores)
+    catalogue = answered(stores)
     manifest = catalogue.find(set_name)
     found = {v.volume: v for v in manifest.volumes}
     if volume not in found:
@@ -115,7 +115,8 @@ def read_document(store: Store, key: str) -> bytes:
         return b"".join(iter(lambda: source.read(_CHUNK), b""))
 
 
-def _answered(stores: Mapping[str, Store]) -> Catalogue:
+def answered(stores: Mapping[str, Store]) -> Catalogue:
+    """The catalogue of the stores that answer. Raises a store's error when none does."""
     catalogue = read_catalogue(stores)
     if len(catalogue.errors) == len(stores):
         raise next(iter(catalogue.errors.values()))

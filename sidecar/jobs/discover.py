@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,14 +45,15 @@ class Discovery:
                 containers=containers,
                 own_mounts=self.this_container().mounts,
                 mount_points=mount_points(self._mountinfo()),
-                protected={
-                    c.id: "it carries our own connection to the engine"
-                    for c in containers
-                    if not c.role and self._engine.carries_us(c)
-                },
+                protected=self.protected(containers),
                 bucket_hosts=bucket_hosts(self._endpoint, containers),
             ),
         )
+
+    def protected(self, containers: Sequence[Container]) -> dict[str, str]:
+        """IDs of those that must never stand still -> why."""
+        why = "it carries our own connection to the engine"
+        return {c.id: why for c in containers if not c.role and self._engine.carries_us(c)}
 
     def this_container(self) -> Container:
         """Our own container. Raises MountMissing when we are in none."""

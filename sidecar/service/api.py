@@ -1,7 +1,7 @@
 """The control API: HTTP over a Unix socket that only this container's root may open.
 
-POST /runs streams one JSON object a line until the run's `report` or an `error`; POST /cancel and GET /plan, /sets and
-/status give one object. An error is `{"code", "message", "hint"}`.
+POST /runs and /restores stream one JSON object a line until the job's `report` or an `error`; POST /cancel and GET
+/plan, /restores (what one would do), /sets and /status give one object. An error is `{"code", "message", "hint"}`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from sidecar.errors import Busy, MountMissing, SidecarError
-from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest
 from sidecar.service.runs import Runs, Ticket
 
 _STATUS = {
@@ -79,6 +79,8 @@ class ControlApi:
         return Starlette(
             routes=[
                 Route("/runs", self._answered(self._run), methods=["POST"]),
+                Route("/restores", self._answered(self._restore), methods=["POST"]),
+                Route("/restores", self._answered(self._restore_plan)),
                 Route("/cancel", self._answered(self._cancel), methods=["POST"]),
                 Route("/plan", self._answered(self._plan)),
                 Route("/sets", self._answered(self._sets)),
@@ -89,7 +91,17 @@ class ControlApi:
     async def _run(self, request: Request) -> Response:
         wanted, no_wait = _run_request(await request.body())
         ticket = self._runs.submit(wanted, no_wait=no_wait)
-        return StreamingResponse(self._lines(ticket), media_type="application/x-ndjson")
+        return StreamingResponse(self._lines(ticket, self._warnings), media_type="application/x-ndjson")
+
+    async def _restore(self, request: Request) -> Response:
+        wanted, no_wait = _restore_request(await request.body())
+        ticket = self._runs.submit(wanted, no_wait=no_wait)
+        return StreamingResponse(self._lines(ticket, ()), media_type="application/x-ndjson")
+
+    async def _restore_plan(self, request: Request) -> Response:
+        query = request.query_params
+        wanted = RestoreRequest(query.get("set", "latest"), tuple(query.getlist("volume")))
+        return _json(await run_in_threadpool(self._jobs.restore_plan, wanted))
 
     async def _cancel(self, _: Request) -> Response:
         ticket, waiting = self._runs.cancel()
@@ -129,9 +141,9 @@ class ControlApi:
 
         return answer
 
-    async def _lines(self, ticket: Ticket) -> AsyncIterator[bytes]:
+    async def _lines(self, ticket: Ticket, warnings: Sequence[str]) -> AsyncIterator[bytes]:
         try:
-            async for each in _follow(self._runs, ticket, self._warnings):
+            async for each in _follow(self._runs, ticket, warnings):
                 yield json.dumps(each).encode() + b"\n"
         except Exception as exc:  # noqa: BLE001 - the status line is sent: an error line is all that is left to say
             self._crashed(exc, "POST /runs")
@@ -139,7 +151,7 @@ class ControlApi:
 
 
 async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncIterator[dict[str, Any]]:
-    """What a run's reader is told, until its end. A reader who leaves ends this, and not the run."""
+    """What a job's reader is told, until its end. A reader who leaves ends this, and not the job."""
     for warning in warnings:
         yield {"warning": warning}
     done = asyncio.wrap_future(ticket.result)
@@ -163,25 +175,43 @@ async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncI
         yield {"error": _error(error) if isinstance(error, SidecarError) else _unexpected(error)}
 
 
-def _run_request(body: bytes) -> tuple[RunRequest, bool]:
-    """The request and whether it must not wait. Raises _Usage."""
+def _object(body: bytes, keys: set[str]) -> dict[str, Any]:
+    """A body that is an object of no other keys. Raises _Usage."""
     try:
-        match json.loads(body or b"{}"):
-            case dict(wanted) if wanted.keys() <= {"volumes", "full", "tags", "no_wait"}:
-                pass
-            case _:
-                raise _Usage("the body is not an object of volumes, full, tags and no_wait")
+        document = json.loads(body or b"{}")
     except ValueError as exc:
         raise _Usage(f"the body is not JSON: {exc}") from exc
-    volumes, tags = wanted.get("volumes", []), wanted.get("tags", {})
-    full, no_wait = wanted.get("full", False), wanted.get("no_wait", False)
+    if not isinstance(document, dict) or not document.keys() <= keys:
+        raise _Usage(f"the body is not an object of {', '.join(sorted(keys))}")
+    return document
+
+
+def _names(wanted: dict[str, Any]) -> tuple[str, ...]:
+    volumes = wanted.get("volumes", [])
     if not isinstance(volumes, list) or not all(isinstance(each, str) for each in volumes):
         raise _Usage("volumes is not a list of names")
+    return tuple(volumes)
+
+
+def _restore_request(body: bytes) -> tuple[RestoreRequest, bool]:
+    """The request and whether it must not wait. Raises _Usage."""
+    wanted = _object(body, {"set", "volumes", "no_wait"})
+    set_name, no_wait = wanted.get("set", "latest"), wanted.get("no_wait", False)
+    if not isinstance(set_name, str) or not isinstance(no_wait, bool):
+        raise _Usage("set is not a name, or no_wait not true or false")
+    return RestoreRequest(set_name, _names(wanted)), no_wait
+
+
+def _run_request(body: bytes) -> tuple[RunRequest, bool]:
+    """The request and whether it must not wait. Raises _Usage."""
+    wanted = _object(body, {"volumes", "full", "tags", "no_wait"})
+    volumes, tags = _names(wanted), wanted.get("tags", {})
+    full, no_wait = wanted.get("full", False), wanted.get("no_wait", False)
     if not isinstance(tags, dict) or not all(isinstance(each, str) for each in tags.values()):
         raise _Usage("tags is not an object of texts")
     if not isinstance(full, bool) or not isinstance(no_wait, bool):
         raise _Usage("full and no_wait are not true or false")
-    return RunRequest(volumes=tuple(volumes), full=full, tags=tags), no_wait
+    return RunRequest(volumes=volumes, full=full, tags=tags), no_wait
 
 
 def _error(error: SidecarError) -> dict[str, Any]:

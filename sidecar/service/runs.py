@@ -1,7 +1,8 @@
-"""One run at a time: who asked, who waits, what became of it."""
+"""One job at a time, a run or a restore: who asked, who waits, what became of it."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 from collections import deque
@@ -13,9 +14,9 @@ from typing import Any
 
 from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFound, SidecarError, ThawFailed
 from sidecar.events import Emit, Progress
-from sidecar.report import Outcome, Reason, RunReport, rfc3339
+from sidecar.report import Outcome, Reason, RestoreReport, RunReport, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service.jobs_port import Jobs, RunRequest
+from sidecar.service.jobs_port import Jobs, Report, Request, RestoreRequest, RunRequest
 from sidecar.service.memory import Remembered
 
 # The request itself was wrong: whoever asked gets the error, and no run took place.
@@ -31,20 +32,20 @@ def _forget_nothing(_: Remembered) -> None:
 
 @dataclass(eq=False)
 class Ticket:
-    """A run that was asked for, as its followers see it.
+    """A job that was asked for, as its followers see it.
 
     due: when a scheduled run was due. progress: the newest there is. notices: sentences for whoever follows, in order.
-    result: the report, or the error when no run took place.
+    result: the report, or the error when nothing took place.
     """
 
-    request: RunRequest
+    request: Request
     asked: datetime
     due: datetime | None = None
     started: datetime | None = None
     progress: Progress | None = None
     notices: list[str] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    result: Future[RunReport] = field(default_factory=Future)
+    result: Future[Report] = field(default_factory=Future)
 
     def follow(self, progress: Progress, /) -> None:
         """Take note of the run's progress; followers look at it in their own time."""
@@ -53,6 +54,7 @@ class Ticket:
     def as_json(self) -> dict[str, Any]:
         """Who is waited for, and since when."""
         return {
+            "activity": self.request.activity,
             "trigger": self.request.trigger,
             "volumes": list(self.request.volumes),
             "since": rfc3339(self.started or self.asked),
@@ -60,7 +62,7 @@ class Ticket:
 
 
 class Runs:
-    """The queue of runs and the thread that makes them.
+    """The queue of jobs and the thread that does them, one after another.
 
     now: aware time. schedule: of the scheduled runs. remembered: of earlier processes; keep: remembers for later ones,
     and must not raise. recover_every: seconds between attempts to recover. clean: takes secrets out of the text of an
@@ -102,8 +104,8 @@ class Runs:
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
-    def submit(self, request: RunRequest, *, no_wait: bool = False, due: datetime | None = None) -> Ticket:
-        """Ask for a run; it starts when those before it have ended. due: when it was, if it is a scheduled one.
+    def submit(self, request: Request, *, no_wait: bool = False, due: datetime | None = None) -> Ticket:
+        """Ask for a job; it starts when those before it have ended. due: when it was, if it is a scheduled run.
 
         Raises Busy when it would have to wait and must not, Interrupted when the daemon is stopping.
         """
@@ -112,8 +114,9 @@ class Runs:
                 raise _stopped()
             before = self._waiting[-1] if self._waiting else self._running
             if before and no_wait:
+                what = f"a {before.request.activity} ({before.request.trigger})"
                 raise Busy(
-                    f"a run ({before.request.trigger}) has been going on since {before.as_json()['since']}",
+                    f"{what} has been going on since {before.as_json()['since']}",
                     hint="leave out --no-wait to run after it",
                 )
             ticket = Ticket(request, asked=self._now(), due=due)
@@ -175,7 +178,7 @@ class Runs:
         """The part of `status --json` that is known here."""
         with self._changed:
             running = self._running
-            state = "stopping" if self._stopping else "running" if running else "idle"
+            state = "stopping" if self._stopping else running.request.state if running else "idle"
             progress = (running.progress if running else None) or Progress("planning")
             why = self._why_unhealthy()
             return {
@@ -250,10 +253,10 @@ class Runs:
         threading.Thread(target=self._work, name="run", daemon=True).start()
 
     def cancel(self) -> tuple[Ticket, list[Ticket]]:
-        """Tell the run that goes on to end; it, and those that still wait for their turn. Raises NotFound."""
+        """Tell the job that goes on to end; it, and those that still wait for their turn. Raises NotFound."""
         with self._changed:
             if self._running is None:
-                raise NotFound("no run is going on", hint="`status` shows how the last one ended")
+                raise NotFound("nothing is going on", hint="`status` shows how the last one ended")
             self._running.cancelled.set()
             return self._running, list(self._waiting)
 
@@ -283,7 +286,7 @@ class Runs:
     def _work(self) -> None:
         while ticket := self._next():
             try:
-                ticket.result.set_result(self._run(ticket))
+                ticket.result.set_result(self._do(ticket))
             except SidecarError as exc:
                 ticket.result.set_exception(exc)
             finally:
@@ -312,27 +315,62 @@ class Runs:
         except SidecarError as exc:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
 
-    def _run(self, ticket: Ticket) -> RunReport:
+    def _do(self, ticket: Ticket) -> Report:
+        request = ticket.request
+        return self._restore(ticket, request) if isinstance(request, RestoreRequest) else self._run(ticket, request)
+
+    def _restore(self, ticket: Ticket, request: RestoreRequest) -> RestoreReport:
+        """The report of a restore. Raises the reason why nothing was touched, which is logged."""
+        try:
+            self._recover()
+            report = self._jobs.restore(request, ticket.follow, ticket.cancelled)
+        except SidecarError as exc:
+            self._recovered = self._recovered and not isinstance(exc, ThawFailed)
+            error, trace = exc, {}
+        except BaseException as exc:  # noqa: BLE001 - a restore that fails never stops the daemon, whatever it raises
+            self._recovered = False  # the journal says what it had begun
+            words = self._clean(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+            error = SidecarError(f"the restore failed unexpectedly: {words}", hint=_LOOK_AT_LOG)
+            trace = {"trace": traceback.format_exc()}
+        else:
+            if any(reason.code == ThawFailed.code for reason in report.reasons):
+                self._recovered = False  # the journal says whom; it is tried again until they run
+            return report
+        outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
+        self._emit(
+            "restore_finished",
+            level=logging.ERROR,
+            set=request.set_name,
+            volumes=list(request.volumes),
+            outcome=outcome.value,
+            code=error.code,
+            error=error.message,
+            hint=error.hint,
+            **trace,
+        )
+        raise error
+
+    def _run(self, ticket: Ticket, request: RunRequest) -> RunReport:
         with self._changed:
             self._under_way = ticket.as_json()
         self._remember()
         report: RunReport | None = None
         try:
-            report = self._made(ticket)
+            report = self._made(ticket, request)
         finally:
             with self._changed:
                 self._under_way = None
                 if report:
-                    self._note(report, ticket.request)
+                    self._note(report, request)
             self._remember()  # before anybody is told: what a reader has seen is still true after a crash
         return report
 
-    def _made(self, ticket: Ticket) -> RunReport:
+    def _made(self, ticket: Ticket, request: RunRequest) -> RunReport:
         """The report of a run. Raises what `_REFUSED` names, when no run took place."""
         started = ticket.started or ticket.asked
         try:
             self._recover()
-            return self._jobs.backup(ticket.request, ticket.follow, ticket.cancelled)
+            return self._jobs.backup(request, ticket.follow, ticket.cancelled)
         except _REFUSED as exc:
             self._emit("run_failed", trigger=ticket.request.trigger, code=exc.code, error=exc.message, hint=exc.hint)
             raise

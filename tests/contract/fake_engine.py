@@ -7,7 +7,10 @@ just after a call. Faults that did not happen show in `unfired`.
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,9 +18,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Watch
-from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, EngineUnreachable, NotRunning
+from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Helper, Watch
+from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, EngineUnreachable, HelperEnded, NotRunning
 from sidecar.model import Container, ContainerState, EngineIdentity, Mount, Volume
 
 ROOT = "/var/lib/docker"
@@ -33,6 +37,39 @@ class Fault:
     times: int
     lands: bool
     late: int
+
+
+_ITS_COMMAND = "from sidecar.cli.main import main; main()"
+
+
+class FakeHelper:
+    """A process on this machine in a helper container's stead."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._said = b""
+
+    def send(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.process.stdin.write(view) :]  # type: ignore[union-attr]
+        except (BrokenPipeError, ValueError) as error:
+            raise HelperEnded("the helper has ended") from error
+
+    def end(self) -> None:
+        self.process.stdin.close()  # type: ignore[union-attr]
+
+    def hear(self, timeout: float) -> bytes | None:
+        while b"\n" not in self._said:
+            if not select.select([self.process.stdout], [], [], timeout)[0]:
+                return None
+            more = os.read(self.process.stdout.fileno(), 65536)  # type: ignore[union-attr]
+            if not more:
+                raise HelperEnded("the helper has ended")
+            self._said += more
+        line, _, self._said = self._said.partition(b"\n")
+        return line
 
 
 class FakeEngine:
@@ -55,6 +92,10 @@ class FakeEngine:
         self.launched: list[list[str]] = []
         self.executed: list[tuple[str, str]] = []
         self.says = "standing by\n"
+        # Where helpers find the volumes' data; refusing: what they meet instead of being started.
+        self.directory: Path | None = None
+        self.helping: list[FakeHelper] = []
+        self.refusing: list[EngineError] = []
 
     # --- the port ---
 
@@ -145,6 +186,41 @@ class FakeEngine:
                 self._turn.acquire()
             written.seek(0)
             return Executed(process.returncode, written.read()[-OUTPUT_KEPT:].decode(errors="replace"))
+
+    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
+        self.add_volume(name, labels=labels)
+        self.data(name).mkdir(parents=True, exist_ok=True)
+
+    def remove_volume(self, name: str) -> bool:
+        with self._turn:
+            if any(mount.volume == name for container in self._containers.values() for mount in container.mounts):
+                return False
+            self._volumes.pop(name, None)
+            return True
+
+    @contextmanager
+    def help_with(self, like: Container, volume: str, *, command: Sequence[str], target: str) -> Iterator[Helper]:
+        """A real process, which finds the volume's directory where the container would have `target`."""
+        if self.refusing:
+            raise self.refusing.pop(0)
+        there = [each.replace(target, str(self.data(volume))) for each in command]
+        container = self.run(
+            f"helper-{next(self._numbers)}", labels={"backup.role": "helper"}, volumes={volume: target}
+        )
+        helper = FakeHelper(there if there[0] == "sh" else [sys.executable, "-c", _ITS_COMMAND, *there])
+        self.helping.append(helper)
+        try:
+            yield helper
+        finally:
+            helper.end()
+            helper.process.wait(60)
+            helper.process.stdout.close()  # type: ignore[union-attr]
+            self.remove(container.id)
+
+    def data(self, volume: str) -> Path:
+        """Where the data of a volume lies."""
+        assert self.directory is not None, "this engine has no directory for data"
+        return self.directory / volume / "_data"
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sidecar.engine.evidence import disturbance
-from sidecar.engine.port import OUTPUT_KEPT, Engine, Executed
-from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, NotRunning
+from sidecar.engine.port import OUTPUT_KEPT, Engine, Executed, Helper
+from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, HelperEnded, NotRunning
 from sidecar.model import ContainerState, Mount, Quiesce
 from tests.contract.docker_user import DockerUser
 from tests.contract.fake_engine import FakeEngine
@@ -36,6 +36,7 @@ class Rig:
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     if request.param == "memory":
         fake = FakeEngine()
+        fake.directory = request.getfixturevalue("tmp_path")
         yield Rig(fake, fake)
         return
     engine = request.getfixturevalue("docker_engine")
@@ -377,3 +378,80 @@ def test_a_container_launched_beside_another_speaks_and_can_be_removed(rig: Rig)
     with pytest.raises(ContainerGone):
         rig.engine.container(launched)
     rig.engine.remove(launched)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volume(rig: Rig) -> Iterator[str]:
+    """A volume that the engine's port has made."""
+    name = f"vbs-test-{uuid.uuid4().hex[:8]}"
+    rig.engine.create_volume(name, labels={"made": "here"})
+    try:
+        yield name
+    finally:
+        for _ in range(500):
+            if rig.engine.remove_volume(name):
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail("a container keeps the volume")
+
+
+def test_a_volume_that_is_made_has_its_labels_and_making_it_again_changes_nothing(rig: Rig, volume: str) -> None:
+    rig.engine.create_volume(volume, labels={"made": "again"})
+    (found,) = [each for each in rig.engine.volumes() if each.name == volume]
+    assert (found.driver, dict(found.labels)) == ("local", {"made": "here"})
+
+
+def test_a_volume_that_a_container_has_is_not_removed_and_one_that_is_gone_is(rig: Rig, volume: str) -> None:
+    like = rig.user.run("like")
+    with rig.engine.help_with(rig.engine.container(like.id), volume, command=["sh", "-c", "read _"], target="/there"):
+        assert not rig.engine.remove_volume(volume)
+    assert rig.engine.remove_volume(f"{volume}-that-never-was")
+
+
+def test_a_helper_takes_bytes_writes_them_into_its_volume_and_answers(rig: Rig, volume: str) -> None:
+    like = rig.engine.container(rig.user.run("like").id)
+    script = "echo ready; head -c 3000000 > /there/got; read word; echo heard $word; cat > /dev/null; echo ended"
+    with rig.engine.help_with(like, volume, command=["sh", "-c", script], target="/there") as helper:
+        assert helper.hear(30) == b"ready"
+        assert helper.hear(0.05) is None
+        for _ in range(3):
+            helper.send(b"x" * 1_000_000)
+        helper.send(b"go\n")
+        assert helper.hear(30) == b"heard go"
+        assert [c.role for c in rig.engine.containers() if any(m.volume == volume for m in c.mounts)] == ["helper"]
+        helper.end()
+        assert helper.hear(30) == b"ended"
+        with pytest.raises(HelperEnded):
+            helper.hear(30)
+    with rig.engine.help_with(like, volume, command=["sh", "-c", "wc -c < /there/got"], target="/there") as helper:
+        assert helper.hear(30) == b"3000000"
+
+
+def test_a_helper_that_has_ended_takes_nothing_more(rig: Rig, volume: str) -> None:
+    like = rig.engine.container(rig.user.run("like").id)
+    with rig.engine.help_with(like, volume, command=["sh", "-c", "echo last words"], target="/there") as helper:
+        with pytest.raises(HelperEnded):
+            _send_for_ever(helper)
+        assert helper.hear(30) == b"last words"
+
+
+def _send_for_ever(helper: Helper) -> None:
+    for _ in range(1000):
+        helper.send(b"x" * 100_000)
+
+
+def test_a_helper_ends_when_its_block_is_left(rig: Rig, volume: str) -> None:
+    like = rig.engine.container(rig.user.run("like").id)
+    command = ["sh", "-c", "echo ready; cat > /dev/null; echo gone > /there/end"]
+    with rig.engine.help_with(like, volume, command=command, target="/there") as helper:
+        assert helper.hear(30) == b"ready"
+    for _ in range(500):
+        if not any(m.volume == volume for c in rig.engine.containers() for m in c.mounts):
+            break
+        time.sleep(0.02)
+    with rig.engine.help_with(like, volume, command=["sh", "-c", "cat /there/end"], target="/there") as helper:
+        assert helper.hear(30) == b"gone"

@@ -91,6 +91,15 @@ def test_the_file_zoo_comes_back_by_aws_and_tar_as_it_was(
 
     listed = sidecar.verb("list", report["set"], zoo, "--json", check=True).json()["files"]
     assert sorted(each["path"] for each in listed) == sorted(as_listed(path) for path in restored)
+    # And by the product itself, into the volume that has lost all of it.
+    docker("exec", machine.name("zoo-keeper"), "sh", "-c", "rm -rf /data/zoo /data/many; touch /data/ruined")
+    done = sidecar.verb("restore", "latest", zoo, "--yes")
+    assert done.code == 0, done
+    oracle = machine.run("zoo-oracle", ["sleep", "infinity"], "--volume", f"{zoo}:/data:ro")
+    (by_product,) = describe(oracle, "/data")
+    machine.remove(oracle)
+    assert differences(seen, by_product) == []
+
     in_words = sidecar.verb("list", report["set"], zoo, "zoo/new*", check=True).out
     assert "new\\nline" in in_words
 

@@ -17,11 +17,21 @@ from typing import Any
 
 from sidecar.cli.main import EXIT_CODES
 from sidecar.config import Settings
-from sidecar.errors import EngineUnreachable, Interrupted, NotFound, StoreDenied
+from sidecar.errors import ArchiveDamaged, EngineUnreachable, Interrupted, NotFound, StoreDenied
 from sidecar.events import Emit, Follow, Progress
-from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, Unprotected, VolumeReport
+from sidecar.report import (
+    GroupReport,
+    Outcome,
+    Reason,
+    RestoredVolume,
+    RestoreReport,
+    RunReport,
+    StoreReport,
+    Unprotected,
+    VolumeReport,
+)
 from sidecar.service.daemon import serve
-from sidecar.service.jobs_port import RunRequest
+from sidecar.service.jobs_port import RestoreRequest, RunRequest
 
 MEBIBYTE = 1024 * 1024
 NAME_WITH_ESCAPES = "a\x1b[31m\nb\udcff.txt"
@@ -46,7 +56,7 @@ PLAN = {
     "warnings": ["container x has a label [that] nobody knows"],
     "stores": {"s3": "s3://sets/backups", "local": "/data/backups"},
 }
-SET = {
+SET: dict[str, Any] = {
     "set": "backup-20260102_030000",
     "time": "2026-01-02T03:00:00Z",
     "outcome": "good",
@@ -121,6 +131,32 @@ class PretendJobs:
         )
         self.emit("run_finished", run=report.run, set=report.set, outcome=outcome)
         return report
+
+    def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
+        if "missing" in request.volumes:
+            raise NotFound("there is no volume missing", hint="there are shop_data and wiki")
+        volume = {"volume": "shop_data", "exists": True, "files": 12, "raw_bytes": 9 * MEBIBYTE, "archive_bytes": 5}
+        return {
+            "set": SET["set"],
+            "time": SET["time"],
+            "host": SET["host"],
+            "volumes": [volume],
+            "containers": ["shop-db-1"],
+            "warnings": [],
+        }
+
+    def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
+        if "damaged" in request.volumes:
+            raise ArchiveDamaged("a block is not what was written; no volume was changed", hint="verify the set")
+        follow(Progress("restoring", "shop_data", 1, 2))
+        volumes = (RestoredVolume("shop_data", Outcome.GOOD, 12, 9 * MEBIBYTE, "s3"),)
+        outcome, reasons = Outcome.GOOD, ()
+        if "half" in request.volumes:
+            error = ("its helper ended", "the same command restores it")
+            volumes += (RestoredVolume("wiki", Outcome.FAILED, error=error[0], hint=error[1]),)
+            outcome, reasons = Outcome.PARTIAL, (Reason("restore_failed", *error, volume="wiki"),)
+        started = datetime(2026, 1, 2, 9, tzinfo=UTC)
+        return RestoreReport("x", SET["set"], outcome, started, 7333.0, 912.4, ("shop-db-1",), volumes, reasons)
 
     def plan(self) -> dict[str, Any]:
         if os.path.exists(self.gate):

@@ -31,6 +31,7 @@ PURE = frozenset(
         "report",
         "config",
         "plan",
+        "restoration",
         "schedule",
         "sets",
         "archive.entry",

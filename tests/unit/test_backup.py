@@ -146,6 +146,15 @@ def test_a_run_archives_every_volume_of_the_group_and_ends_good(shop: Shop) -> N
     assert shop.frozen() == []
 
 
+def test_a_volume_with_half_a_restore_in_it_fails_by_name_and_the_others_are_archived(shop: Shop) -> None:
+    (shop.data("db") / ".volume-backup-restore").mkdir()
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert [(each.code, each.volume) for each in report.reasons] == [("volume_unavailable", "db")]
+    assert "restore latest db" in report.reasons[0].hint
+    assert shop.archive(report, "files") == {"./one/file": b"files" * 1000}
+
+
 def test_the_manifest_is_written_after_everything_it_names(shop: Shop) -> None:
     order: list[str] = []
 

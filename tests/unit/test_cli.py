@@ -456,8 +456,8 @@ def test_cancel_leaves_the_runs_that_wait_and_names_them(daemon: DaemonProcess):
 
 def test_cancel_says_in_words_who_still_waits():
     words = Words(terminal=False)
-    run = {"trigger": "schedule", "volumes": [], "since": "2026-01-02T03:00:00Z"}
-    waiting = [{"trigger": "manual", "volumes": ["a", "b"], "since": "2026-01-02T03:05:00Z"}]
+    run = {"activity": "run", "trigger": "schedule", "volumes": [], "since": "2026-01-02T03:00:00Z"}
+    waiting = [{"activity": "run", "trigger": "manual", "volumes": ["a", "b"], "since": "2026-01-02T03:05:00Z"}]
     with words.console.capture() as captured:
         words.cancelled({"cancelled": run, "ended": False, "outcome": None, "set": None, "waiting": waiting})
 
@@ -472,7 +472,59 @@ def test_cancel_while_nothing_runs_is_exit_code_10(daemon: DaemonProcess):
     done = invoke(daemon, "cancel")
 
     assert done.exit_code == 10
-    assert done.stderr == "error: no run is going on\n  `status` shows how the last one ended\n"
+    assert done.stderr == "error: nothing is going on\n  `status` shows how the last one ended\n"
+
+
+# --- restore ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_restore_shows_what_it_will_do_then_does_it_and_says_how_it_went(daemon: DaemonProcess):
+    done = invoke(daemon, "restore", "latest", "shop_data", "--yes")
+
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0] == "set backup-20260102_030000 of host host-1, begun 2026-01-02 03:00:00 UTC"
+    assert any("shop_data" in line and "is replaced" in line for line in lines)
+    assert "  stopped for it, and started again: shop-db-1" in lines
+    assert "good: backup-20260102_030000, in 7.3 s" in lines
+    assert "  shop-db-1 stopped for 912 ms, and started again" in lines
+
+
+def test_without_a_yes_and_without_a_terminal_nothing_is_restored(daemon: DaemonProcess):
+    for options in ([], ["--json"]):
+        done = invoke(daemon, "restore", *options)
+        assert done.exit_code == 2
+        assert "nobody is here to say yes" in done.output
+        assert "good" not in done.output
+
+
+def test_a_dry_run_shows_and_does_nothing(daemon: DaemonProcess):
+    assert "good" not in invoke(daemon, "restore", "--dry-run").output
+    document = json.loads(invoke(daemon, "restore", "--dry-run", "--json").stdout)
+    assert document["volumes"][0]["volume"] == "shop_data"
+
+
+def test_json_of_a_restore_is_one_object(daemon: DaemonProcess):
+    done = invoke(daemon, "restore", "--yes", "--json")
+    document = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert (document["outcome"], document["volumes"][0]["outcome"]) == ("good", "good")
+
+
+def test_a_restore_that_changes_nothing_says_so_and_leaves_with_its_code(daemon: DaemonProcess):
+    done = invoke(daemon, "restore", "latest", "missing", "--yes")
+    assert done.exit_code == 10
+    assert "there is no volume missing" in done.stderr
+    done = invoke(daemon, "restore", "latest", "damaged", "--yes")
+    assert done.exit_code == 1
+    assert "no volume was changed" in done.stderr
+
+
+def test_a_restore_that_was_half_done_says_of_each_volume_what_became_of_it(daemon: DaemonProcess):
+    done = invoke(daemon, "restore", "latest", "half", "--yes")
+    assert done.exit_code == 3
+    assert "  wiki: its helper ended; the same command restores it" in done.stdout
+    assert done.stdout.count("its helper ended") == 1
 
 
 # --- help and exit codes ---------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_dead_men_that_were_never_started_are_buried_and_no_others(tmp_path: Pat
 
 def owe_post_hook(scene: Scene, command: str) -> None:
     owed = {"id": scene.db.id, "name": "db", "started_at": scene.db.started_at, "command": command, "timeout": 60.0}
-    scene.journal.owe("post_hooks", [owed], run=RUN, group="shop")
+    scene.journal.owe("post_hooks", {"run": RUN, "group": "shop", "hooks": [owed]})
 
 
 def test_it_runs_the_post_hooks_that_the_sidecar_owed_once_all_is_thawed(scene: Scene, tmp_path: Path) -> None:

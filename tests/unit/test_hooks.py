@@ -145,7 +145,7 @@ class Bench:
         """The containers whose post hooks the journal names."""
         if not self.journal.path.exists():
             return []
-        return [each["name"] for each in json.loads(self.journal.path.read_text()).get("post_hooks", ())]
+        return [each["name"] for each in json.loads(self.journal.path.read_text())["post_hooks"]["hooks"]]
 
     def of(self, event: str) -> list[dict[str, Any]]:
         return [fields for name, _, fields in self.events if name == event]
@@ -191,8 +191,9 @@ def test_all_post_hooks_are_on_disk_before_the_first_pre_hook_runs(bench: Bench)
     with bench.hooked():
         pass
     document = json.loads(bench.of("hook_finished")[0]["output"])
-    assert [each["name"] for each in document["post_hooks"]] == ["db", "web"]
-    assert (document["run"], document["group"], document["frozen"]) == ("run-1", "shop", [])
+    owed = document["post_hooks"]
+    assert [each["name"] for each in owed["hooks"]] == ["db", "web"]
+    assert (owed["run"], owed["group"], document["frozen"]) == ("run-1", "shop", [])
 
 
 def test_without_hooks_nothing_is_asked_written_or_said(bench: Bench) -> None:
@@ -395,6 +396,7 @@ def test_a_journal_that_cannot_be_written_any_more_is_complained_about_and_all_h
         raise JournalUnwritable("the disk is full")
 
     with bench.hooked():
+        monkeypatch.setattr(bench.journal, "owe", full)
         monkeypatch.setattr(bench.journal, "settle", full)
     assert bench.diary[2:] == ["web post", "db post"]
     assert {error.message for error in bench.complaints} == {"the disk is full"}
@@ -569,7 +571,7 @@ def test_whoever_comes_back_begins_every_post_hook_and_waits_for_all_of_them_tog
 
 
 def test_post_hooks_in_a_journal_that_nobody_understands_are_not_forgotten_in_silence(bench: Bench) -> None:
-    bench.journal.owe("post_hooks", [{"name": "db"}], run="run-1", group="shop")
+    bench.journal.owe("post_hooks", {"run": "run-1", "group": "shop", "hooks": [{"name": "db"}]})
     with pytest.raises(JournalUnreadable, match="post hooks") as caught:
         bench.come_back()
     assert "backup.post" in caught.value.hint

@@ -29,13 +29,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.cli.client import Complaint, Daemon
-from sidecar.errors import Busy, EngineUnreachable, Interrupted, MountMissing, NotFound, StoreDenied, ThawFailed
+from sidecar.errors import (
+    Busy,
+    EngineUnreachable,
+    Interrupted,
+    MountMissing,
+    NotFound,
+    SidecarError,
+    StoreDenied,
+    ThawFailed,
+)
 from sidecar.events import EVENTS, Follow, Progress
-from sidecar.report import Outcome, Reason, RunReport, VolumeReport
+from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, VolumeReport
 from sidecar.schedule import parse
 from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.daemon import Scheduler
-from sidecar.service.jobs_port import RunRequest
+from sidecar.service.jobs_port import Report, RestoreRequest, RunRequest
 from sidecar.service.logs import EventLog
 from sidecar.service.memory import Memory, Remembered
 from sidecar.service.runs import Runs, Ticket
@@ -342,18 +351,32 @@ def report(outcome: Outcome = Outcome.GOOD, **fields: Any) -> RunReport:
     return RunReport("r1", "backup-20260102_120000", outcome, NOON, 5.0, paused_ms=1.0, off_host=True, **fields)
 
 
+def restored(outcome: Outcome = Outcome.GOOD, **fields: Any) -> RestoreReport:
+    volumes = (RestoredVolume("shop", outcome, store="s3"),)
+    return RestoreReport("x1", "backup-20260102_030000", outcome, NOON, 5.0, 1.0, ("db",), volumes, **fields)
+
+
 class ScriptedJobs:
     """Jobs whose runs do what a test says; `begun` has the requests in the order in which their runs began."""
 
-    def __init__(self, *runs: Callable[[Follow, threading.Event], RunReport]) -> None:
+    def __init__(self, *runs: Callable[[Follow, threading.Event], Report]) -> None:
         self.runs = list(runs)
-        self.begun: list[RunRequest] = []
+        self.begun: list[RunRequest | RestoreRequest] = []
         self.recoveries: list[Callable[[], None]] = []
         self.recovered = 0
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
         self.begun.append(request)
         return self.runs.pop(0)(follow, cancelled) if self.runs else report()
+
+    def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
+        self.begun.append(request)
+        ended = self.runs.pop(0)(follow, cancelled) if self.runs else restored()
+        assert isinstance(ended, RestoreReport)
+        return ended
+
+    def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
+        return {"set": request.set_name, "volumes": list(request.volumes)}
 
     def plan(self) -> dict[str, Any]:
         raise KeyError("Mounts")
@@ -574,6 +597,7 @@ def test_status_tells_what_runs_how_the_last_run_went_and_when_each_volume_was_l
         "volume": "shop_data",
         "done_bytes": 10,
         "total_bytes": 100,
+        "activity": "run",
         "trigger": "manual",
         "volumes": ["shop"],
         "since": "2026-01-02T12:00:00Z",
@@ -582,6 +606,76 @@ def test_status_tells_what_runs_how_the_last_run_went_and_when_each_volume_was_l
     result(second)
     assert runs.wait_idle(PATIENCE)
     assert runs.status()["state"] == "idle"
+
+
+# --- restores --------------------------------------------------------------------------------------------------------
+
+
+def test_a_restore_waits_for_the_run_before_it_and_a_run_for_the_restore():
+    gate = Gate()
+    jobs = ScriptedJobs(gate, lambda *_: restored(), lambda *_: report())
+    runs = make_runs(jobs)
+    first = runs.submit(RunRequest())
+    assert gate.begun.wait(PATIENCE)
+    second = runs.submit(RestoreRequest("latest", ("shop",)))
+    third = runs.submit(RunRequest(("a",)))
+    assert runs.ahead_of(second) is first
+    assert runs.ahead_of(third) is second
+    with pytest.raises(Busy, match=r"a run \(manual\)"):
+        runs.submit(RestoreRequest(), no_wait=True)
+    gate.open.set()
+    assert result(second) == restored()
+    result(third)
+    assert jobs.begun == [RunRequest(), RestoreRequest("latest", ("shop",)), RunRequest(("a",))]
+
+
+def test_status_says_that_it_restores_and_a_restore_is_no_run():
+    begun, go_on = threading.Event(), threading.Event()
+
+    def restoring(follow: Follow, cancelled: threading.Event) -> RestoreReport:
+        follow(Progress("restoring", "shop", 1, 2))
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return restored()
+
+    runs = make_runs(ScriptedJobs(restoring))
+    ticket = runs.submit(RestoreRequest())
+    assert begun.wait(PATIENCE)
+    status = runs.status()
+    assert (status["state"], status["running"]["phase"], status["running"]["activity"]) == (
+        "restoring",
+        "restoring",
+        "restore",
+    )
+    go_on.set()
+    result(ticket)
+    assert runs.wait_idle(PATIENCE)
+    assert (runs.status()["state"], runs.status()["last_run"]) == ("idle", None)
+
+
+@pytest.mark.parametrize("error", [NotFound("no set", hint="look"), RuntimeError("never expected")])
+def test_a_restore_that_fails_is_logged_told_and_no_end_of_the_daemon(error: Exception):
+    events = Recorder()
+    runs = make_runs(ScriptedJobs(raising(error)), events)
+    ticket = runs.submit(RestoreRequest("latest", ("shop",)))
+    with pytest.raises(SidecarError) as caught:
+        result(ticket)
+    (event,) = events.named("restore_finished")
+    assert event["outcome"] == "failed"
+    assert event["error"] == caught.value.message
+    assert ("trace" in event) == isinstance(error, RuntimeError)
+    assert result(runs.submit(RunRequest())) == report()
+
+
+def test_containers_that_a_restore_could_not_start_are_looked_after_before_anything_else():
+    stuck = restored(Outcome.PARTIAL, reasons=(Reason("thaw_failed", "still frozen: db", "docker start db"),))
+    jobs = ScriptedJobs(lambda *_: stuck)
+    runs = make_runs(jobs)
+    recovered = jobs.recovered
+    result(runs.submit(RestoreRequest()))
+    assert runs.wait_idle(PATIENCE)
+    result(runs.submit(RunRequest()))
+    assert jobs.recovered == recovered + 1
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
@@ -1042,7 +1136,7 @@ def control_api(*scripted: Callable[..., RunReport], warnings: tuple[str, ...] =
 def test_a_run_is_followed_through_warnings_and_progress_to_its_report():
     gate = Gate()
     with control_api(gate, warnings=("BACKUP_GUARD is set",)) as api:
-        lines = api.client.run({"volumes": ["shop"], "full": True, "tags": {"why": "upgrade"}})
+        lines = api.client.follow("/runs", {"volumes": ["shop"], "full": True, "tags": {"why": "upgrade"}})
 
         assert next(lines) == {"warning": "BACKUP_GUARD is set"}
         assert next(lines) == {
@@ -1053,10 +1147,29 @@ def test_a_run_is_followed_through_warnings_and_progress_to_its_report():
         assert api.jobs.begun == [RunRequest(("shop",), full=True, tags={"why": "upgrade"})]
 
 
+def test_a_restore_is_followed_to_its_report_and_planned_without_one():
+    with control_api(lambda *_: restored()) as api:
+        assert api.client.get("/restores", {"set": "latest", "volume": ["a", "b"]}) == {
+            "set": "latest",
+            "volumes": ["a", "b"],
+        }
+        lines = list(api.client.follow("/restores", {"set": "latest", "volumes": ["shop"]}))
+        assert lines[-1] == {"report": json.loads(json.dumps(restored().as_json()))}
+        assert api.jobs.begun == [RestoreRequest("latest", ("shop",))]
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"set": 1}', b'{"volumes": "a"}', b'{"what": 1}', b'{"no_wait": "x"}'])
+def test_a_malformed_request_restores_nothing(body: bytes):
+    with control_api() as api:
+        status, document = api.raw("POST", "/restores", body)
+        assert (status, document["code"]) == (400, "usage")
+        assert api.jobs.begun == []
+
+
 def test_a_reader_is_told_why_a_run_stands_still():
     gate = Gate()
     with control_api(gate) as api:
-        lines = api.client.run({})
+        lines = api.client.follow("/runs", {})
         next(lines)
         api.runs.notice("store_retry", {"error": "s3 answered 503", "hint": "wait"})
         api.runs.notice("group_frozen", {"group": "shop"})
@@ -1069,11 +1182,13 @@ def test_a_reader_is_told_why_a_run_stands_still():
 def test_a_second_reader_is_told_for_what_it_waits_and_then_has_its_own_run():
     gate = Gate()
     with control_api(gate) as api:
-        first = api.client.run({"volumes": ["a"]})
+        first = api.client.follow("/runs", {"volumes": ["a"]})
         next(first)
-        second = api.client.run({"volumes": ["b"]})
+        second = api.client.follow("/runs", {"volumes": ["b"]})
 
-        assert next(second) == {"waiting_for": {"trigger": "manual", "volumes": ["a"], "since": "2026-01-02T12:00:00Z"}}
+        assert next(second) == {
+            "waiting_for": {"activity": "run", "trigger": "manual", "volumes": ["a"], "since": "2026-01-02T12:00:00Z"}
+        }
         gate.open.set()
         assert [line.keys() for line in second] == [{"report"}]
         assert [each.volumes for each in api.jobs.begun] == [("a",), ("b",)]
@@ -1090,7 +1205,7 @@ def test_progress_comes_in_a_trickle_however_often_the_run_tells_it():
         return report()
 
     with control_api(busy) as api:
-        lines = list(api.client.run({}))
+        lines = list(api.client.follow("/runs", {}))
 
     assert 2 <= len([line for line in lines if "progress" in line]) <= 8
 
@@ -1115,10 +1230,10 @@ def test_a_reader_who_leaves_does_not_stop_the_run():
 def test_a_refused_request_is_an_error_line_or_a_status_with_the_same_words():
     gate = Gate()
     with control_api(raising(NotFound("no volume x", hint="there is y")), gate) as api:
-        assert list(api.client.run({"volumes": ["x"]})) == [
+        assert list(api.client.follow("/runs", {"volumes": ["x"]})) == [
             {"error": {"code": "not_found", "message": "no volume x", "hint": "there is y"}}
         ]
-        running = api.client.run({})
+        running = api.client.follow("/runs", {})
         next(running)
         status, error = api.raw("POST", "/runs", b'{"no_wait": true}')
         gate.open.set()
@@ -1168,7 +1283,12 @@ def test_cancelling_ends_the_run_that_goes_on_and_no_other():
         answer = api.client.post("/cancel")
 
         assert (answer["ended"], answer["outcome"], answer["set"]) == (True, "interrupted", None)
-        assert answer["cancelled"] == {"trigger": "manual", "volumes": ["a"], "since": "2026-01-02T12:00:00Z"}
+        assert answer["cancelled"] == {
+            "activity": "run",
+            "trigger": "manual",
+            "volumes": ["a"],
+            "since": "2026-01-02T12:00:00Z",
+        }
         assert [each["volumes"] for each in answer["waiting"]] == [["b"]]
         assert result(running).outcome is Outcome.INTERRUPTED
         assert result(waiting).outcome is Outcome.GOOD
@@ -1261,7 +1381,7 @@ def test_an_idle_daemon_that_is_told_to_stop_says_so_and_leaves_in_order(how: si
 def test_a_daemon_that_is_told_to_stop_mid_run_ends_the_run_tells_its_reader_and_leaves_with_143():
     with fake_daemon() as daemon:
         daemon.wait_for("daemon_started")
-        lines = Daemon(daemon.socket).run({"volumes": ["hold"]})
+        lines = Daemon(daemon.socket).follow("/runs", {"volumes": ["hold"]})
         next(lines)
 
         assert daemon.stop() == 143
@@ -1276,7 +1396,7 @@ def test_a_daemon_that_is_told_to_stop_mid_run_ends_the_run_tells_its_reader_and
 def test_a_run_that_does_not_end_does_not_hold_the_daemon():
     with fake_daemon(FAKE_PATIENCE="0.2") as daemon:
         daemon.wait_for("daemon_started")
-        lines = Daemon(daemon.socket).run({"volumes": ["stuck"]})
+        lines = Daemon(daemon.socket).follow("/runs", {"volumes": ["stuck"]})
         next(lines)
 
         assert daemon.stop() == 143
@@ -1318,7 +1438,7 @@ def test_a_daemon_that_was_killed_mid_run_says_so_when_it_is_there_again(tmp_pat
     memory = str(tmp_path / "daemon.json")
     with fake_daemon(FAKE_MEMORY=memory) as daemon:
         daemon.wait_for("daemon_started")
-        next(Daemon(daemon.socket).run({"volumes": ["hold"]}))
+        next(Daemon(daemon.socket).follow("/runs", {"volumes": ["hold"]}))
         daemon.stop(signal.SIGKILL)
 
     with fake_daemon(FAKE_MEMORY=memory) as daemon:
@@ -1355,7 +1475,7 @@ def test_the_daemons_stdout_is_json_alone_and_holds_no_secret():
     secret = "wJalrXUtnFEMI/K7MDENG"
     with fake_daemon(AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY=secret, BACKUP_GUARD="on") as daemon:
         daemon.wait_for("daemon_started")
-        (last,) = [line for line in Daemon(daemon.socket).run({"volumes": ["crash"]}) if "report" in line]
+        (last,) = [line for line in Daemon(daemon.socket).follow("/runs", {"volumes": ["crash"]}) if "report" in line]
         assert daemon.stop() == 0
         assert daemon.process.stderr
         stderr = daemon.process.stderr.read().decode()

@@ -1,0 +1,342 @@
+"""What a restore does to a volume, in a container that has that volume and nothing else: unpack beside, then exchange.
+
+    VOLUME/.volume-backup-restore/new/      what arrives; the volume is as it was
+                                  leaving   from here on the restore goes through, whoever dies
+                                  old/      what was there, moved away entry by entry
+                                  arriving  all of it is in old/; what is in new/ moves to where it belongs
+    VOLUME/.volume-backup-restored/         nothing of the above is left but this name, for one moment
+
+Everything that is new is on disk before `leaving` is. Each step is a rename on one file system, and `settle` takes up
+the work wherever it was left: so a volume is as it was, or restored, or says which of the two it is going to be.
+GNU tar unpacks, as it would on a bare host: names with `..` and symlinks that lead out are its to refuse.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import IO
+
+from sidecar.errors import NoRoom, RestoreFailed
+
+STAGING = ".volume-backup-restore"
+DONE = ".volume-backup-restored"
+TAR = ("tar", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "-xpf", "-")
+GO = b"exchange\n"
+
+_NEW, _OLD, _BEFORE, _LEAVING, _ARRIVING = "new", "old", "before", "leaving", "arriving"
+_PIECE = 1024 * 1024
+_SLACK = 4096  # what a file may take on disk beyond its bytes in the archive: it has 512 of header there, and is padded
+_TRIFLE = 16 * _PIECE  # left on the disk at all events
+_LAST_WORDS = 20  # lines
+
+
+class Word(StrEnum):
+    """What the container says, one JSON object a line: `{"word": ..., "error": ..., "hint": ...}`."""
+
+    READY = "ready"  # there is room; send
+    UNPACKED = "unpacked"  # all is on disk, beside what was there
+    EXCHANGED = "exchanged"
+    AS_IT_WAS = "as_it_was"
+    CLEAN = "clean"
+    FAILED = "failed"
+
+
+Say = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What will arrive: bytes of the tar stream, and entries in it."""
+
+    length: int
+    files: int
+
+
+def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
+    """Take a tar stream from the descriptor `source`, then `GO`: with it the volume at `root` is exchanged.
+
+    Anything else after the stream, or its end before, leaves the volume as it was. Raises NoRoom, RestoreFailed.
+    """
+    with _alone(root):
+        _settle(root)
+        _require_room(root, expected)
+        say(Word.READY)
+        try:
+            _unpack(root, expected.length, source)
+            say(Word.UNPACKED)
+            if _rest(source, len(GO)) == GO:
+                _exchange(root)
+                say(Word.EXCHANGED)
+                return
+        except Exception:
+            if _settle(root) is not Word.EXCHANGED:
+                raise
+            say(Word.EXCHANGED)
+        else:
+            _settle(root)
+            say(Word.AS_IT_WAS)
+
+
+def settle(root: str, say: Say) -> None:
+    """Take up a restore that was cut off, and say what became of it.
+
+    `EXCHANGED`: the exchange had begun, and is finished. `AS_IT_WAS`: it had not, and what had arrived is removed.
+    `CLEAN`: there was nothing to do, because it had ended, or never begun.
+
+    Waits for whoever is still at work on this volume. Raises RestoreFailed.
+    """
+    with _alone(root):
+        say(_settle(root))
+
+
+def is_unsettled(root: str) -> bool:
+    """Whether a restore has left something in a volume."""
+    return any(os.path.lexists(os.path.join(root, ours)) for ours in (STAGING, DONE))
+
+
+def _settle(root: str) -> Word:
+    staging = os.path.join(root, STAGING)
+    if os.path.lexists(os.path.join(staging, _LEAVING)) or os.path.lexists(os.path.join(staging, _ARRIVING)):
+        _go_on(root)
+        return Word.EXCHANGED
+    if os.path.lexists(os.path.join(root, DONE)):
+        _finish(root)
+        return Word.EXCHANGED
+    if not os.path.lexists(staging):
+        return Word.CLEAN
+    # The root's time is what it was before our directory came, unless someone else has touched it since.
+    noted = _noted(os.path.join(staging, _BEFORE))
+    is_ours = noted.get("since_ns") == os.stat(root).st_mtime_ns
+    shutil.rmtree(staging)
+    if is_ours:
+        os.utime(root, ns=(noted["mtime_ns"], noted["mtime_ns"]))
+    return Word.AS_IT_WAS
+
+
+@contextmanager
+def _alone(root: str) -> Iterator[None]:
+    """One at a time on a volume, whichever containers they are in; the kernel frees the lock with its holder."""
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP):  # NFS locks no directory
+                raise
+        yield
+    finally:
+        os.close(directory)
+
+
+def _require_room(root: str, expected: Expected) -> None:
+    disk = os.statvfs(root)
+    needed = expected.length + _SLACK * expected.files + _TRIFLE
+    free = disk.f_bavail * disk.f_frsize
+    hint = "free space on the disk of the volume; or remove the volume, if what it holds is worth nothing, and restore"
+    if needed > free:
+        raise NoRoom(
+            f"the volume's disk has {free} bytes free, and {needed} are needed beside what the volume holds now",
+            hint=f"{hint} it anew",
+        )
+    if disk.f_files and expected.files + 1 > disk.f_favail:
+        raise NoRoom(
+            f"the volume's disk has {disk.f_favail} inodes free, and {expected.files + 1} are needed",
+            hint=f"{hint} it anew",
+        )
+
+
+def _unpack(root: str, length: int, source: int) -> None:
+    """From `source` into the staging directory, and onto the disk."""
+    staging = os.path.join(root, STAGING)
+    directory = os.path.join(staging, _NEW)
+    before_ns = os.stat(root).st_mtime_ns
+    os.makedirs(directory, mode=0o700)
+    with open(os.path.join(staging, _BEFORE), "w", encoding="ascii") as note:
+        json.dump({"mtime_ns": before_ns, "since_ns": os.stat(root).st_mtime_ns}, note)
+    tar = subprocess.Popen(  # noqa: S603 - no argument of it comes from outside
+        TAR,
+        cwd=directory,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert tar.stdin is not None
+    assert tar.stderr is not None
+    words: deque[str] = deque(maxlen=_LAST_WORDS)
+    listener = threading.Thread(target=_listen, args=(tar.stderr, words), daemon=True)
+    listener.start()
+    try:
+        arrived = _pass_on(source, tar.stdin.fileno(), length)
+        with suppress(BrokenPipeError):
+            tar.stdin.close()
+        code = tar.wait()
+    finally:
+        tar.kill()
+        tar.wait()
+    listener.join()
+    if arrived != length and code == 0:
+        raise RestoreFailed(f"the stream ended after {arrived} of {length} bytes", hint="restore again")
+    if code:
+        raise RestoreFailed(
+            f"tar ended with {code}: {'; '.join(words) or 'it gave no reason'}",
+            hint="the volume is as it was; see whether its disk is full or damaged",
+        )
+    _sync(directory)
+
+
+def _listen(stream: IO[bytes], words: deque[str]) -> None:
+    for line in stream:
+        words.append(line.decode(errors="backslashreplace").strip()[:500])
+
+
+def _pass_on(source: int, target: int, length: int) -> int:
+    """Move bytes from pipe to pipe inside the kernel; how many there were until one of them was closed."""
+    with suppress(OSError):  # more than the user may have
+        fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, _PIECE)
+    done = 0
+    while done < length:
+        try:
+            moved = os.splice(source, target, min(_PIECE, length - done))
+        except BrokenPipeError:  # tar has ended, and says why
+            break
+        if moved == 0:
+            break
+        done += moved
+    return done
+
+
+def _rest(source: int, length: int) -> bytes:
+    """Up to `length` bytes, fewer only at the end."""
+    data = b""
+    while len(data) < length and (more := os.read(source, length - len(data))):
+        data += more
+    return data
+
+
+def _exchange(root: str) -> None:
+    staging = os.path.join(root, STAGING)
+    new = os.path.join(staging, _NEW)
+    for ours in (STAGING, DONE):
+        if os.path.lexists(os.path.join(new, ours)):
+            raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
+    os.mkdir(os.path.join(staging, _OLD), mode=0o700)
+    # Moving what is in it changes its time, and it has to be known again after a crash.
+    beside = os.path.join(staging, _LEAVING + ".new")
+    with open(beside, "w", encoding="ascii") as note:
+        json.dump({"mtime_ns": os.stat(new).st_mtime_ns}, note)
+        note.flush()
+        os.fsync(note.fileno())
+    os.rename(beside, os.path.join(staging, _LEAVING))
+    _sync_directory(staging)
+    _sync_directory(root)
+    _go_on(root)
+
+
+def _go_on(root: str) -> None:
+    """From wherever it was left, to the end."""
+    staging = os.path.join(root, STAGING)
+    new, old = os.path.join(staging, _NEW), os.path.join(staging, _OLD)
+    leaving, arriving = os.path.join(staging, _LEAVING), os.path.join(staging, _ARRIVING)
+    if os.path.lexists(leaving):
+        try:
+            _move_all(root, old)
+        except OSError as error:
+            _move_all(old, root)
+            os.unlink(leaving)
+            _sync_directory(root)
+            raise RestoreFailed(
+                f"{os.fsdecode(error.filename)!r} cannot be moved away: {error.strerror}; the volume is as it was",
+                hint="is it immutable (chattr -i) or a mount point inside the volume?",
+            ) from error
+        _sync_directory(old)
+        _sync_directory(root)
+        os.rename(leaving, arriving)
+        _sync_directory(staging)
+    if os.path.isdir(new):
+        _move_all(new, root)
+        _be_like(root, new)
+        _sync_directory(root)
+        os.rmdir(new)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(old)
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(staging, _BEFORE))
+    _sync_directory(staging)
+    os.rename(staging, os.path.join(root, DONE))
+    _sync_directory(root)
+    _finish(root)
+
+
+def _finish(root: str) -> None:
+    done = os.path.join(root, DONE)
+    arriving = os.path.join(done, _ARRIVING)
+    mtime_ns = _noted(arriving).get("mtime_ns")
+    with suppress(FileNotFoundError):
+        os.unlink(arriving)
+    os.rmdir(done)
+    if mtime_ns is not None:
+        os.utime(root, ns=(mtime_ns, mtime_ns))
+    _sync_directory(root)
+
+
+def _noted(path: str) -> dict[str, int]:
+    """What a note says; nothing where it was not written to its end."""
+    try:
+        with open(path, encoding="ascii") as note:
+            return {str(name): int(number) for name, number in json.load(note).items()}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}
+
+
+def _move_all(source: str, target: str) -> None:
+    for name in os.listdir(os.fsencode(source)):
+        if name != STAGING.encode():
+            os.rename(os.path.join(os.fsencode(source), name), os.path.join(os.fsencode(target), name))
+
+
+def _be_like(directory: str, model: str) -> None:
+    """Owner, extended attributes (ACLs among them) and mode, in this order: each takes away of those behind it."""
+    wanted = os.stat(model)
+    os.chown(directory, wanted.st_uid, wanted.st_gid)
+    attributes = {name: os.getxattr(model, name) for name in _attributes(model)}
+    for name in _attributes(directory):
+        if name not in attributes:
+            os.removexattr(directory, name)
+    for name, value in attributes.items():
+        os.setxattr(directory, name, value)
+    os.chmod(directory, wanted.st_mode & 0o7777)
+
+
+def _attributes(path: str) -> list[str]:
+    """The names of those that a restore is about; a security module's own label is not."""
+    try:
+        return [name for name in os.listxattr(path) if name != "security.selinux"]
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return []
+        raise
+
+
+def _sync(directory: str) -> None:
+    """Everything on its file system (syncfs(2), which Python does not offer)."""
+    subprocess.run(["sync", "--file-system", directory], check=True)  # noqa: S603, S607 - coreutils', in our image
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

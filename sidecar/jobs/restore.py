@@ -1,0 +1,509 @@
+"""One restore, top to bottom: choose, check, unpack beside, stop, exchange, start.
+
+What arrives is proven block by block before a volume's helper sees it, and lies complete on the volume's disk before
+anybody is stopped. Until the exchange, which is renames, every volume is as it was; after it, restored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from isal import isal_zlib
+
+from sidecar.archive.index import Block
+from sidecar.archive.reader import read_blocks, unpacked
+from sidecar.archive.unpack import GO, Word
+from sidecar.engine.deadman import DeadMan
+from sidecar.engine.freeze import Frozen, freeze
+from sidecar.engine.journal import Journal
+from sidecar.engine.port import Engine, Helper
+from sidecar.errors import (
+    ArchiveDamaged,
+    EngineError,
+    HelperEnded,
+    Interrupted,
+    JournalUnreadable,
+    NoRoom,
+    RestoreFailed,
+    SetInvalid,
+    SidecarError,
+    StoreError,
+)
+from sidecar.events import Emit, Follow, Progress
+from sidecar.jobs.catalogue import Catalogue, answered, read_document
+from sidecar.model import Container, Quiesce
+from sidecar.plan import can_reach
+from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, worst
+from sidecar.restoration import RestoredFrom, RestorePlan, make_restore_plan
+from sidecar.sets import SetVolume
+from sidecar.stores.port import Store
+
+OWED = "restore"  # in the journal: `{"set", "volumes"}`, whose helpers may have left something behind
+TARGET = "/volume"
+
+# Seconds. A disk takes its time to write everything down, or to delete what was there.
+_PATIENCE = 3600.0
+_LISTEN = 0.5
+# How long a helper that is told to give up may take while the daemon has ten seconds to live.
+_FAREWELL = 4.0
+# How long to ask, with the containers kept stopped, what became of a volume, before that is reported.
+_ASKING = 60.0
+_LAST_WORDS = (Word.AS_IT_WAS, Word.EXCHANGED, Word.CLEAN)
+_OTHER_COPY = "verify the set; another set, or another store's copy of it, may be whole"
+_SEE_DISK = "see the disk of the volume"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTools:
+    """What a restore works with; wiring makes it.
+
+    stores: by name, retrying already. own: our own container. protected: IDs of containers that must never be stopped
+    -> why. dead_man: for a restore's identifier. threads: downloads at once.
+    """
+
+    engine: Engine
+    stores: Mapping[str, Store]
+    journal: Journal
+    own: Callable[[], Container]
+    protected: Callable[[Sequence[Container]], Mapping[str, str]]
+    dead_man: Callable[[str, Emit], DeadMan]
+    threads: int
+    emit: Emit
+    now: Callable[[], datetime]
+
+
+def plan_restore(set_name: str, named: tuple[str, ...], tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
+    """What a restore would do, and where the set lies. Raises NotFound, RestoreRefused, EngineError, StoreError."""
+    catalogue = answered(tools.stores)
+    containers = tools.engine.containers()
+    plan = make_restore_plan(
+        catalogue.find(set_name),
+        named,
+        volumes=tools.engine.volumes(),
+        containers=containers,
+        protected=tools.protected(containers),
+    )
+    return plan, catalogue
+
+
+def restore(
+    set_name: str, named: tuple[str, ...], tools: RestoreTools, follow: Follow, cancelled: threading.Event
+) -> RestoreReport:
+    """Put the volumes named, or all of the set, back to what they were in it.
+
+    Raises SidecarError when nothing has been changed, and says so; what goes wrong later is in the report.
+    """
+    work = _Restore(tools, follow, cancelled)
+    with ExitStack() as undo:
+        try:
+            plan = work.plan(set_name, named)
+            work.owe(undo)
+            beside = [undo.enter_context(work.fetched(each)) for each in plan.volumes]  # proven, and on the disk
+            with work.stopped():
+                for volume in beside:
+                    work.exchange(volume)
+        except SidecarError as error:
+            work.failed(error)  # raised on, unless something has been changed
+    return work.report()
+
+
+def settle_owed(engine: Engine, own: Container, journal: Journal, emit: Emit) -> None:
+    """Finish what a killed restore had begun to exchange, and remove what had only arrived.
+
+    Before its containers are started, because half of each is nothing to start on. Raises EngineError, RestoreFailed;
+    the journal keeps it then.
+    """
+    volumes = owed_volumes(journal)
+    if not volumes:
+        return
+    exchanged = settle_volumes(engine, own, volumes)
+    emit("recovered", volumes=list(exchanged), untouched=[name for name in volumes if name not in exchanged])
+    journal.settle(OWED)
+
+
+def settle_volumes(engine: Engine, own: Container, volumes: Sequence[str]) -> tuple[str, ...]:
+    """Take up what a restore left in each of the volumes; the names of those whose exchange was finished now.
+
+    Waits for helpers that are still at work. Raises EngineError, RestoreFailed.
+    """
+    there = {volume.name for volume in engine.volumes()}
+    return tuple(name for name in volumes if name in there and _settle(engine, own, name) is Word.EXCHANGED)
+
+
+def owed_volumes(journal: Journal) -> tuple[str, ...]:
+    """The volumes in which a killed restore may have left something; none where the journal cannot be read."""
+    try:
+        entry = journal.read()
+        return tuple(map(str, entry.others[OWED]["volumes"])) if entry and OWED in entry.others else ()
+    except (JournalUnreadable, KeyError, TypeError):
+        return ()
+
+
+@dataclass(slots=True)
+class _Beside:
+    """A volume whose new content lies beside the old. told: to exchange them; done: it has."""
+
+    restored: RestoredFrom
+    helper: Helper
+    store: str
+    told: bool = False
+    done: bool = False
+    error: SidecarError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.restored.stored.volume
+
+
+class _Restore:
+    """One restore: the steps of `restore`."""
+
+    def __init__(self, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> None:
+        self._tools = tools
+        self._follow = follow
+        self._cancelled = cancelled
+        self._id = uuid.uuid4().hex[:12]
+        self._started = tools.now()
+        self._began = time.monotonic()
+        self._beside: list[_Beside] = []
+        self._frozen: Frozen | None = None
+        self._reasons: list[Reason] = []
+        self._waiting: set[int] = set()  # helpers that have not said their last word
+
+    def plan(self, set_name: str, named: tuple[str, ...]) -> RestorePlan:
+        """Look, decide, and say what will be done. Raises what `plan_restore` does."""
+        self._follow(Progress("planning"))
+        self._plan, self._catalogue = plan_restore(set_name, named, self._tools)
+        settle_owed(self._tools.engine, self._tools.own(), self._tools.journal, self._emit)
+        self._emit(
+            "restore_started", volumes=self._names(), containers=[container.name for container in self._plan.containers]
+        )
+        return self._plan
+
+    def owe(self, undo: ExitStack) -> None:
+        """Note what has to be looked after if we die, and have a second container stand by for it."""
+        self._tools.journal.owe(OWED, {"set": self._plan.manifest.set, "volumes": self._names()})
+        undo.callback(self._settle_debt)
+        self._dead_man = undo.enter_context(self._tools.dead_man(self._id, self._emit))
+
+    @contextmanager
+    def fetched(self, each: RestoredFrom) -> Iterator[_Beside]:
+        """The volume's new content beside the old, from the first store that gives it whole.
+
+        A volume that is left without an exchange is as it was, and gone if it was not there before.
+        """
+        name = each.stored.volume
+        with ExitStack() as undo:
+            if not each.exists:
+                self._tools.engine.create_volume(name, labels=each.stored.labels)
+                undo.callback(self._remove_unless_done, name)
+            beside = self._first_whole(each, undo)
+            self._beside.append(beside)
+            yield beside
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Who uses the volumes does not run for the block, and is started again after it.
+
+        Raises EngineError when one cannot be stopped, or started again.
+        """
+        self._check()
+        if self._plan.containers:
+            self._follow(Progress("stopping"))
+        self._dead_man.ready()
+        with freeze(
+            self._tools.engine,
+            self._tools.journal,
+            self._plan.containers,
+            run=self._id,
+            group=f"restore of {self._plan.manifest.set}",
+            budget=math.inf,
+            cancelled=threading.Event(),  # whoever is told to stop between two volumes would leave two instants
+            emit=self._emit,
+            quiesce=lambda _: Quiesce.STOP,
+        ) as self._frozen:
+            self._refuse_newcomers()
+            yield
+
+    def exchange(self, beside: _Beside) -> None:
+        """Old for new. What goes wrong is noted, and the next volume has its turn."""
+        self._follow(Progress("exchanging", beside.name))
+        beside.told = True
+        try:
+            beside.helper.send(GO)
+            word = self._word(beside.helper, beside.name, interruptible=False)
+        except EngineError as error:
+            word = self._settled_for(beside, error)
+        except SidecarError as error:
+            beside.error = error
+            return
+        beside.done = word is Word.EXCHANGED
+        if not beside.done and beside.error is None:
+            beside.error = RestoreFailed(
+                f"volume {beside.name} was not restored: its helper ended; it is as it was",
+                hint="the same command restores it",
+                volume=beside.name,
+            )
+
+    def failed(self, error: SidecarError) -> None:
+        """Note what went wrong; raise it on while nothing has been changed."""
+        if not any(beside.told for beside in self._beside):
+            error.message += "; no volume was changed"
+            raise error
+        self._reasons.append(Reason.of(error))
+
+    def report(self) -> RestoreReport:
+        """What the restore says about itself; emits `restore_finished`."""
+        volumes = tuple(
+            RestoredVolume(
+                beside.name,
+                Outcome.GOOD if beside.done else Outcome.FAILED,
+                files=beside.restored.stored.files,
+                bytes_written=beside.restored.stored.raw_bytes,
+                store=beside.store,
+                created=not beside.restored.exists,
+                error=beside.error.message if beside.error else None,
+                hint=beside.error.hint if beside.error else None,
+            )
+            for beside in self._beside
+        )
+        self._reasons += [Reason.of(b.error, volume=b.name) for b in self._beside if b.error]
+        outcome = worst(volume.outcome for volume in volumes)
+        if outcome is Outcome.GOOD and self._reasons:
+            outcome = Outcome.PARTIAL
+        report = RestoreReport(
+            restore=self._id,
+            set=self._plan.manifest.set,
+            outcome=outcome,
+            started=self._started,
+            duration_ms=(time.monotonic() - self._began) * 1000,
+            stopped_ms=self._frozen.paused_ms if self._frozen else 0.0,
+            containers=self._frozen.containers if self._frozen else (),
+            volumes=volumes,
+            reasons=tuple(self._reasons),
+        )
+        first = self._reasons[0] if self._reasons else None
+        self._emit(
+            "restore_finished",
+            level=logging.INFO if outcome is Outcome.GOOD else logging.ERROR,
+            volumes=self._names(),
+            outcome=outcome.value,
+            duration_ms=round(report.duration_ms, 1),
+            stopped_ms=round(report.stopped_ms, 1),
+            error=first.message if first else None,
+            hint=first.hint if first else None,
+        )
+        return report
+
+    # --- from a store to a volume's disk -----------------------------------------------------------------------------
+
+    def _first_whole(self, each: RestoredFrom, undo: ExitStack) -> _Beside:
+        """Raises the last store's error when none has it whole, and NoRoom, RestoreFailed, EngineError, Interrupted."""
+        stores = self._catalogue.holders[self._plan.manifest.set]
+        for name in stores:
+            with ExitStack() as attempt:
+                try:
+                    helper = self._helper(each.stored, attempt)
+                    self._send(each.stored, self._tools.stores[name], helper)
+                except (StoreError, SetInvalid, ArchiveDamaged) as error:
+                    if name == stores[-1]:
+                        raise
+                    self._emit("store_failed", store=name, code=error.code, error=error.message, hint=error.hint)
+                    continue
+                undo.enter_context(attempt.pop_all())
+                return _Beside(each, helper, name)
+        raise AssertionError("a set lies in a store")
+
+    def _helper(self, stored: SetVolume, undo: ExitStack) -> Helper:
+        """A container that has the volume, and says that there is room."""
+        command = ["unpack", f"--root={TARGET}", f"--length={stored.raw_bytes}", f"--files={stored.files}"]
+        helper = undo.enter_context(
+            self._tools.engine.help_with(self._tools.own(), stored.volume, command=command, target=TARGET)
+        )
+        self._waiting.add(id(helper))
+        undo.callback(self._dismiss, helper, stored.volume)
+        self._word(helper, stored.volume)
+        return helper
+
+    def _send(self, stored: SetVolume, store: Store, helper: Helper) -> None:
+        done = 0
+        for raw in self._raw_blocks(stored, store):
+            self._check()
+            try:
+                helper.send(raw)
+            except HelperEnded:
+                self._word(helper, stored.volume)  # raises its own reason, where it gave one
+                raise
+            done += len(raw)
+            self._follow(Progress("restoring", stored.volume, done, stored.raw_bytes))
+        self._word(helper, stored.volume)
+
+    def _raw_blocks(self, stored: SetVolume, store: Store) -> Iterator[bytes]:
+        """The tar stream, block by block, each proven against the index, and the index against the manifest."""
+        index = read_document(store, stored.index.key)
+        if (len(index), f"{isal_zlib.crc32(index):08x}") != (stored.index.size, stored.index.crc32):
+            raise ArchiveDamaged(f"{store.location}/{stored.index.key} is not what was written", hint=_OTHER_COPY)
+        blocks = read_blocks(index)
+        told = sum(block.length for block in blocks), sum(block.raw_length for block in blocks)
+        archive = store.head(stored.archive.key)
+        if told != (stored.archive.size, stored.raw_bytes) or archive.size != stored.archive.size:
+            raise ArchiveDamaged(
+                f"{store.location}/{archive.key} has {archive.size} bytes, its index tells of {told[0]}, "
+                f"and the manifest of {stored.archive.size}",
+                hint=_OTHER_COPY,
+            )
+
+        def fetch(block: Block) -> bytes:
+            with store.open(archive.key, offset=block.offset, length=block.length, if_match=archive.entity) as source:
+                data = b"".join(iter(lambda: source.read(block.length), b""))
+            try:
+                return unpacked(block, data)
+            except ArchiveDamaged as error:
+                error.message = f"{store.location}/{archive.key}: {error.message}"
+                raise
+
+        with ThreadPoolExecutor(self._tools.threads, thread_name_prefix="download") as pool:
+            under_way: deque[Future[bytes]] = deque()
+            try:
+                for block in blocks:
+                    under_way.append(pool.submit(fetch, block))
+                    if len(under_way) > self._tools.threads:
+                        yield under_way.popleft().result()
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                for future in under_way:
+                    future.cancel()
+
+    # --- helpers and what they say -----------------------------------------------------------------------------------
+
+    def _word(self, helper: Helper, volume: str, *, interruptible: bool = True) -> Word:
+        """The next thing that it says. Raises NoRoom, RestoreFailed, EngineError; Interrupted when told to stop."""
+        until = time.monotonic() + _PATIENCE
+        while (line := helper.hear(_LISTEN)) is None:
+            if interruptible:
+                self._check()
+            if time.monotonic() >= until:
+                raise EngineError(f"the helper of volume {volume} has said nothing for {_PATIENCE:g} s", hint=_SEE_DISK)
+        try:
+            word = _understood(line, volume)
+        except (NoRoom, RestoreFailed):
+            self._waiting.discard(id(helper))
+            raise
+        if word in _LAST_WORDS:
+            self._waiting.discard(id(helper))
+        return word
+
+    def _dismiss(self, helper: Helper, volume: str) -> None:
+        """Let it clean up, and go. One that dies, or takes longer than a moment, leaves the volume to be settled."""
+        helper.end()
+        until = time.monotonic() + _FAREWELL
+        with suppress(SidecarError):
+            while id(helper) in self._waiting and time.monotonic() < until:
+                if (line := helper.hear(_LISTEN)) and _understood(line, volume) in _LAST_WORDS:
+                    self._waiting.discard(id(helper))
+
+    def _settled_for(self, beside: _Beside, error: EngineError) -> Word:
+        """What has become of a volume whose helper did not answer. Its containers wait until that is known."""
+        until = time.monotonic() + _ASKING
+        while True:
+            try:
+                word = _settle(self._tools.engine, self._tools.own(), beside.name)
+            except SidecarError as again:
+                if time.monotonic() < until:
+                    time.sleep(_LISTEN)
+                    continue
+                beside.error = RestoreFailed(
+                    f"whether volume {beside.name} is restored is not known yet, and nobody is started on half of it: "
+                    f"{again.message}",
+                    hint="the daemon goes on trying; the same command restores it",
+                    volume=beside.name,
+                )
+                assert self._frozen is not None
+                self._frozen.withhold(beside.error)
+                return Word.FAILED
+            self._waiting.discard(id(beside.helper))
+            if word is Word.CLEAN:
+                beside.error = RestoreFailed(
+                    f"whether volume {beside.name} was restored is not known: {error.message}",
+                    hint="the same command restores it",
+                    volume=beside.name,
+                )
+            return word
+
+    # --- the engine --------------------------------------------------------------------------------------------------
+
+    def _refuse_newcomers(self) -> None:
+        """Raises RestoreFailed when someone else has begun to use a volume since the plan was made."""
+        names = set(self._names())
+        volumes = [volume for volume in self._tools.engine.volumes() if volume.name in names]
+        for container in self._tools.engine.containers(running_only=True):
+            if not container.role and any(can_reach(container, volume) for volume in volumes):
+                raise RestoreFailed(
+                    f"{container.name} was started meanwhile, and uses a volume that is to be restored",
+                    hint="restore again, away from deployments and restarts",
+                )
+
+    def _remove_unless_done(self, name: str) -> None:
+        if any(beside.name == name and beside.told for beside in self._beside):
+            return
+        until = time.monotonic() + _FAREWELL
+        with suppress(EngineError):  # an empty volume that nobody asked for is a nuisance and no more
+            while not self._tools.engine.remove_volume(name) and time.monotonic() < until:
+                time.sleep(0.1)  # its helper is on its way out
+
+    def _settle_debt(self) -> None:
+        with suppress(SidecarError):  # the journal keeps it for the next start, or the next restore
+            if self._waiting and not self._cancelled.is_set():
+                settle_volumes(self._tools.engine, self._tools.own(), self._names())
+                self._waiting.clear()
+            if not self._waiting:
+                self._tools.journal.settle(OWED)
+
+    def _check(self) -> None:
+        """Raises Interrupted when told to stop."""
+        if self._cancelled.is_set():
+            raise Interrupted("the restore was told to stop", hint="the same command restores")
+
+    def _names(self) -> list[str]:
+        return [each.stored.volume for each in self._plan.volumes]
+
+    def _emit(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
+        self._tools.emit(name, level=level, restore=self._id, set=self._plan.manifest.set, **fields)
+
+
+def _settle(engine: Engine, own: Container, volume: str) -> Word:
+    with engine.help_with(own, volume, command=["settle", f"--root={TARGET}"], target=TARGET) as helper:
+        until = time.monotonic() + _PATIENCE
+        while (line := helper.hear(_LISTEN)) is None:
+            if time.monotonic() >= until:
+                raise EngineError(f"the helper of volume {volume} has said nothing for {_PATIENCE:g} s", hint=_SEE_DISK)
+        return _understood(line, volume)
+
+
+def _understood(line: bytes, volume: str) -> Word:
+    """What a helper said. Raises NoRoom, RestoreFailed for what it says has failed, EngineError for anything else."""
+    try:
+        said = json.loads(line)
+        word = Word(said["word"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"the helper of volume {volume} said what no helper of ours says: {line[:200]!r}",
+            hint="is the image whole? build it again",
+        ) from error
+    if word is Word.FAILED:
+        kind = NoRoom if said.get("code") == NoRoom.code else RestoreFailed
+        raise kind(f"volume {volume}: {said.get('error')}", hint=str(said.get("hint", "")), volume=volume)
+    return word

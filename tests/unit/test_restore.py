@@ -1,0 +1,501 @@
+"""The restore job on an engine and stores in memory, with real helper processes: all of it, or nothing and why."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar import sets
+from sidecar.archive.unpack import STAGING
+from sidecar.engine.deadman import DeadMan
+from sidecar.engine.journal import Journal
+from sidecar.engine.recovery import recover
+from sidecar.errors import (
+    ArchiveDamaged,
+    EngineDenied,
+    EngineUnreachable,
+    HelperEnded,
+    Interrupted,
+    NoRoom,
+    NotFound,
+    RestoreRefused,
+    SetInvalid,
+    SidecarError,
+    StoreUnreachable,
+)
+from sidecar.events import Progress
+from sidecar.jobs.catalogue import read_document
+from sidecar.jobs.restore import OWED, RestoreTools, owed_volumes, plan_restore, restore, settle_owed
+from sidecar.model import ContainerState
+from sidecar.report import Outcome, RestoreReport
+from sidecar.stores.memory import MemoryStore
+from sidecar.stores.port import Store
+from tests.unit.test_backup import Shop
+
+MEBIBYTES = 20  # of `db`, so that it takes several blocks
+
+
+class Loss(Shop):
+    """The shop of the backup's tests with one good set of `db` and `files`, and then other data in both."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.engine.directory = directory / "volumes"
+        (self.data("db") / "large").write_bytes(random.Random(1).randbytes(MEBIBYTES << 20))
+        (self.data("files") / "link").symlink_to("one/file")
+        report = self.run()
+        assert report.outcome is Outcome.GOOD, report.reasons
+        assert report.set is not None
+        self.set = report.set
+        self.wanted = {name: self.found(name) for name in ("db", "files")}
+        self.ruin()
+        self.ruined = {name: self.found(name) for name in ("db", "files")}
+        self.engine.calls.clear()
+        self.events.clear()
+
+    def ruin(self) -> None:
+        for name in ("db", "files"):
+            shutil.rmtree(self.data(name) / "one")
+            (self.data(name) / "ruined").write_bytes(b"by someone")
+
+    def found(self, volume: str) -> dict[str, tuple[int, bytes]]:
+        root = self.data(volume)
+        return {
+            str(p.relative_to(root)): (p.lstat().st_mode, p.read_bytes() if p.is_file() else b"")
+            for p in sorted(root.rglob("*"))
+        }
+
+    def now(self) -> dict[str, dict[str, tuple[int, bytes]]]:
+        return {name: self.found(name) for name in ("db", "files")}
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.directory / "state" / "journal.json")
+
+    def tools(self) -> RestoreTools:
+        return RestoreTools(
+            engine=self.engine,
+            stores=self.stores,
+            journal=self.journal,
+            own=lambda: self.engine.container("backup"),
+            protected=lambda containers: {c.id: "it carries us" for c in containers if self.engine.carries_us(c)},
+            dead_man=lambda run, emit: DeadMan(
+                self.engine, self.engine.container("backup"), run=run, lease=30.0, state="/state", emit=emit
+            ),
+            threads=2,
+            emit=self.emit,
+            now=self.tick,
+        )
+
+    def restore(
+        self, *named: str, set_name: str = "latest", follow: Callable[[Progress], None] | None = None
+    ) -> RestoreReport:
+        return restore(set_name, named, self.tools(), follow or self.progress.append, self.cancelled)
+
+    def refused(self, kind: type[SidecarError], *named: str, match: str = "", **options: Any) -> SidecarError:
+        """The error of a restore that must change nothing, start and stop nobody, and leave nothing behind."""
+        with pytest.raises(kind) as caught:
+            self.restore(*named, **options)
+        assert match in caught.value.message, caught.value.message
+        assert self.now() == self.ruined
+        assert self.engine.names("stop") == []
+        assert self.engine.state("db") is ContainerState.RUNNING
+        self.assert_nothing_is_left()
+        return caught.value
+
+    def assert_nothing_is_left(self) -> None:
+        assert self.journal.read() is None
+        assert not any((self.data(name) / STAGING).exists() for name in ("db", "files") if self.data(name).exists())
+        assert [c.name for c in self.engine.containers() if c.role == "helper"] == []
+
+
+@pytest.fixture
+def loss(tmp_path: Path) -> Loss:
+    return Loss(tmp_path)
+
+
+def phases(loss: Loss) -> list[str]:
+    return list(dict.fromkeys(progress.phase for progress in loss.progress))
+
+
+# --- restored --------------------------------------------------------------------------------------------------------
+
+
+def test_all_volumes_of_the_newest_set_become_what_they_were(loss: Loss) -> None:
+    report = loss.restore()
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert loss.now() == loss.wanted
+    assert report.set == loss.set
+    assert {v.volume: (v.outcome, v.store, v.created) for v in report.volumes} == {
+        "db": (Outcome.GOOD, "memory", False),
+        "files": (Outcome.GOOD, "memory", False),
+    }
+    loss.assert_nothing_is_left()
+    assert [name for name, _ in loss.events if name.startswith("restore")] == ["restore_started", "restore_finished"]
+
+
+def test_the_volume_named_alone_is_restored_and_only_its_users_are_stopped(loss: Loss) -> None:
+    report = loss.restore("files", set_name=loss.set)
+    assert report.outcome is Outcome.GOOD
+    assert loss.now() == {"db": loss.ruined["db"], "files": loss.wanted["files"]}
+    assert report.containers == ("files",)
+    assert loss.engine.names("stop") == ["files"]
+    assert loss.engine.names("start") == ["files"]
+
+
+def test_containers_run_while_it_is_fetched_and_are_stopped_only_when_all_of_it_is_there(loss: Loss) -> None:
+    seen: list[tuple[str, ContainerState]] = []
+    loss.restore(follow=lambda progress: seen.append((progress.phase, loss.engine.state("db"))))
+    during = {state for phase, state in seen if phase == "restoring"}
+    assert during == {ContainerState.RUNNING}
+    assert {state for phase, state in seen if phase == "exchanging"} == {ContainerState.EXITED}
+    assert loss.engine.state("db") is ContainerState.RUNNING
+
+
+def test_who_only_reads_a_volume_is_stopped_too_and_who_was_stopped_stays_so(loss: Loss) -> None:
+    loss.engine.run("reader", volumes={"files": "/r"}, read_only=True)
+    loss.engine.create("never-started", volumes={"files": "/r"})
+    report = loss.restore("files")
+    assert sorted(report.containers) == ["files", "reader"]
+    assert loss.engine.state("reader") is ContainerState.RUNNING
+    assert loss.engine.state("never-started") is ContainerState.CREATED
+
+
+def test_clients_stop_before_servers_and_start_after_them(loss: Loss) -> None:
+    label = "com.docker.compose.depends_on"
+    project = {"com.docker.compose.project": "shop", "com.docker.compose.service": "db"}
+    loss.engine.run("server", labels=project, volumes={"db": "/d"})
+    loss.engine.run(
+        "a-client", labels={**project, "com.docker.compose.service": "web", label: "db:x:false"}, volumes={"db": "/d"}
+    )
+    loss.restore("db")
+    assert loss.engine.names("stop").index("a-client") < loss.engine.names("stop").index("server")
+    assert loss.engine.names("start").index("a-client") > loss.engine.names("start").index("server")
+
+
+def test_a_volume_that_is_gone_is_made_with_its_labels(loss: Loss) -> None:
+    for name in ("db", "files"):
+        loss.engine.remove(name)
+    assert loss.engine.remove_volume("files")
+    shutil.rmtree(loss.data("files").parent)
+    report = loss.restore("files")
+    assert report.outcome is Outcome.GOOD
+    assert [v.created for v in report.volumes] == [True]
+    assert loss.found("files") == loss.wanted["files"]
+    (made,) = [volume for volume in loss.engine.volumes() if volume.name == "files"]
+    assert made.project == "shop"
+
+
+def test_a_store_whose_copy_is_damaged_is_passed_over_for_one_that_has_it_whole(loss: Loss) -> None:
+    whole = loss.stores["memory"]
+    damaged = MemoryStore()
+    for stored in whole.list():
+        damaged.put(stored.key, read_document(whole, stored.key))
+    flip(damaged, f"{loss.set}/db.tar.gz", -1000)
+    loss.stores = {"damaged": damaged, "memory": whole}
+    report = loss.restore()
+    assert report.outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+    assert {v.volume: v.store for v in report.volumes} == {"db": "memory", "files": "damaged"}
+    assert [fields["store"] for name, fields in loss.events if name == "store_failed"] == ["damaged"]
+
+
+def test_what_an_earlier_restore_left_is_cleared_away_first(loss: Loss) -> None:
+    (loss.data("db") / STAGING / "new").mkdir(parents=True)
+    (loss.data("db") / STAGING / "new" / "half").write_bytes(b"x")
+    assert loss.restore().outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+    loss.assert_nothing_is_left()
+
+
+# --- refused, and nothing is changed ---------------------------------------------------------------------------------
+
+
+def flip(store: Store, key: str, position: int) -> None:
+    data = bytearray(read_document(store, key))
+    data[position] ^= 1
+    store.put(key, bytes(data))
+
+
+def test_an_unknown_set_or_volume_is_named_with_the_nearest(loss: Loss) -> None:
+    error = loss.refused(NotFound, set_name=loss.set[:-1] + "9", match="there is no set")
+    assert loss.set in error.hint
+    error = loss.refused(NotFound, "fies", match="has no volume 'fies'")
+    assert "files" in error.hint
+
+
+@pytest.mark.parametrize("position", [20, 5_000_000, -20])
+def test_one_flipped_bit_of_an_archive_changes_nothing(loss: Loss, position: int) -> None:
+    flip(loss.stores["memory"], f"{loss.set}/db.tar.gz", position)
+    error = loss.refused(ArchiveDamaged, match="SHA-256")
+    assert f"{loss.set}/db.tar.gz" in error.message
+    assert error.message.endswith("no volume was changed")
+
+
+def test_an_index_that_is_another_than_the_manifest_vouches_for_changes_nothing(loss: Loss) -> None:
+    flip(loss.stores["memory"], f"{loss.set}/files.index.jsonl.gz", 30)
+    loss.refused(ArchiveDamaged, match="files.index.jsonl.gz is not what was written")
+
+
+@pytest.mark.parametrize("change", ["cut", "grown", "gone"])
+def test_an_archive_of_another_length_changes_nothing(loss: Loss, change: str) -> None:
+    store, key = loss.stores["memory"], f"{loss.set}/files.tar.gz"
+    data = read_document(store, key)
+    if change == "gone":
+        store.delete([key])
+    else:
+        store.put(key, data[:-1] if change == "cut" else data + b"x")
+    loss.refused(SidecarError, match="files.tar.gz")
+
+
+def test_a_damaged_manifest_is_said(loss: Loss) -> None:
+    loss.stores["memory"].put(f"{loss.set}/manifest.json", b"{")
+    loss.refused(SetInvalid, match="manifest.json is damaged")
+
+
+def test_a_disk_that_is_too_small_is_found_before_anything_is_fetched(loss: Loss) -> None:
+    store, key = loss.stores["memory"], sets.manifest_key(loss.set)
+    manifest = sets.Manifest.from_json(read_document(store, key), where=key)
+    volumes = tuple(replace(v, files=1 << 50) if v.volume == "db" else v for v in manifest.volumes)
+    store.put(key, replace(manifest, volumes=volumes).to_json())
+    error = loss.refused(NoRoom, match="are needed beside what the volume holds now")
+    assert error.volume == "db"
+
+
+@pytest.mark.parametrize("why", ["itself", "swarm", "paused", "carries"])
+def test_who_must_not_be_stopped_is_found_before_anything_is_fetched(loss: Loss, why: str) -> None:
+    labels = {"com.docker.swarm.task.id": "x"} if why == "swarm" else {}
+    loss.engine.run("fragile", volumes={"db": "/d"}, auto_remove=why == "itself", labels=labels)
+    if why == "paused":
+        loss.engine.pause("fragile")
+    if why == "carries":
+        loss.engine.carry("fragile")
+    error = loss.refused(RestoreRefused, match="fragile")
+    assert error.hint
+    assert not [progress for progress in loss.progress if progress.phase == "restoring"]
+
+
+def test_a_volume_of_a_driver_is_not_made_by_guess(loss: Loss) -> None:
+    store, key = loss.stores["memory"], sets.manifest_key(loss.set)
+    manifest = sets.Manifest.from_json(read_document(store, key), where=key)
+    volumes = tuple(replace(v, options={"type": "nfs"}) for v in manifest.volumes)
+    store.put(key, replace(manifest, volumes=volumes).to_json())
+    loss.engine.remove("files")
+    assert loss.engine.remove_volume("files")
+    with pytest.raises(RestoreRefused, match="was made with driver local and options"):
+        loss.restore("files")
+    assert "files" not in [volume.name for volume in loss.engine.volumes()]
+
+
+def test_an_engine_that_lets_no_container_start_is_said(loss: Loss) -> None:
+    loss.engine.refusing.append(EngineDenied("POST /containers/create is not permitted", hint="let it pass"))
+    loss.refused(EngineDenied, match="not permitted; no volume was changed")
+
+
+def test_told_to_stop_while_it_fetches_it_changes_nothing(loss: Loss) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "restoring" and progress.volume == "files":
+            loss.cancelled.set()
+
+    loss.refused(Interrupted, follow=follow, match="no volume was changed")
+
+
+def test_told_to_stop_while_it_exchanges_it_goes_through(loss: Loss) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "exchanging":
+            loss.cancelled.set()
+
+    assert loss.restore(follow=follow).outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+
+
+def test_someone_who_comes_to_use_the_volume_meanwhile_ends_it_before_anything_is_changed(loss: Loss) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "stopping":
+            loss.engine.run("newcomer", volumes={"db": "/d"})
+
+    with pytest.raises(SidecarError, match="newcomer was started meanwhile"):
+        loss.restore(follow=follow)
+    assert loss.now() == loss.ruined
+    assert loss.engine.state("db") is ContainerState.RUNNING
+    loss.assert_nothing_is_left()
+
+
+def test_a_container_that_cannot_be_stopped_leaves_all_running_and_unchanged(loss: Loss) -> None:
+    loss.engine.fail("stop", "files", EngineDenied("POST stop is not permitted"))
+    with pytest.raises(EngineDenied, match="stop is not permitted"):
+        loss.restore()
+    assert loss.now() == loss.ruined
+    assert {loss.engine.state(name) for name in ("db", "files")} == {ContainerState.RUNNING}
+    assert loss.engine.unfired == []
+    loss.assert_nothing_is_left()
+
+
+def test_a_volume_that_was_made_for_a_restore_that_fails_is_removed_again(loss: Loss) -> None:
+    loss.engine.remove("files")
+    assert loss.engine.remove_volume("files")
+    flip(loss.stores["memory"], f"{loss.set}/files.tar.gz", 20)
+    with pytest.raises(ArchiveDamaged):
+        loss.restore("files")
+    assert "files" not in [volume.name for volume in loss.engine.volumes()]
+
+
+def test_a_store_that_goes_away_in_the_middle_changes_nothing(loss: Loss) -> None:
+    class Leaving(MemoryStore):
+        reads = 0
+
+        def open(self, key: str, **options: Any) -> Any:
+            if key.endswith("db.tar.gz"):
+                self.reads += 1
+                if self.reads == 3:
+                    raise StoreUnreachable("it went away", store=self.name)
+            return super().open(key, **options)
+
+    leaving = Leaving()
+    for stored in loss.stores["memory"].list():
+        leaving.put(stored.key, read_document(loss.stores["memory"], stored.key))
+    loss.stores = {"memory": leaving}
+    loss.refused(StoreUnreachable, match="it went away")
+    assert leaving.reads >= 3
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_helper_that_is_killed_while_it_unpacks_leaves_the_volume_as_it_was_and_the_command_restores(
+    loss: Loss,
+) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "restoring" and progress.volume == "db" and progress.done_bytes < 10 << 20:
+            loss.engine.helping[-1].process.send_signal(signal.SIGKILL)
+
+    with pytest.raises(HelperEnded) as caught:
+        loss.restore(follow=follow)
+    assert caught.value.message.endswith("no volume was changed")
+    assert loss.engine.helping[0].process.returncode == -signal.SIGKILL
+    assert loss.now() == loss.ruined
+    assert loss.engine.names("stop") == []
+    loss.assert_nothing_is_left()
+    assert loss.restore().outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+    loss.assert_nothing_is_left()
+
+
+def test_a_helper_that_is_killed_when_it_is_told_to_exchange_is_followed_by_one_that_finds_out(loss: Loss) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "exchanging" and progress.volume == "db":
+            loss.engine.helping[0].process.kill()
+            loss.engine.helping[0].process.wait()
+
+    report = loss.restore(follow=follow)
+    assert report.outcome is Outcome.PARTIAL
+    assert {v.volume: v.outcome for v in report.volumes} == {"db": Outcome.FAILED, "files": Outcome.GOOD}
+    assert "it is as it was" in (report.volumes[0].error or "")
+    assert loss.now() == {"db": loss.ruined["db"], "files": loss.wanted["files"]}
+    assert loss.engine.state("db") is ContainerState.RUNNING
+    loss.assert_nothing_is_left()
+
+
+def test_nobody_is_started_on_a_volume_of_which_nobody_says_whether_it_is_whole(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.restore._ASKING", 0.0)
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "exchanging" and progress.volume == "db":
+            loss.engine.helping[0].process.kill()
+            loss.engine.helping[0].process.wait()
+            loss.engine.refusing += [EngineUnreachable("the engine is away")] * 2
+
+    report = loss.restore("db", follow=follow)
+
+    assert report.outcome is Outcome.FAILED
+    assert {reason.code for reason in report.reasons} == {"restore_failed", "thaw_failed"}
+    assert loss.engine.state("db") is ContainerState.EXITED
+    assert owed_volumes(loss.journal) == ("db",)
+    # What the daemon does next, until it succeeds.
+    own = loss.engine.container("backup")
+    settle_owed(loss.engine, own, loss.journal, loss.emit)
+    assert recover(loss.journal, loss.engine, loss.emit) == ("db",)
+    assert loss.engine.state("db") is ContainerState.RUNNING
+    assert loss.found("db") == loss.ruined["db"]
+    loss.assert_nothing_is_left()
+
+
+class Killed(BaseException):
+    """Nothing of the sidecar runs any more."""
+
+
+@pytest.mark.parametrize("moment", ["restoring", "stopping", "exchanging db", "exchanging files"])
+def test_killed_at_any_moment_the_next_start_leaves_each_volume_whole_and_all_running(
+    loss: Loss, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a line of the sidecar's own runs any more; its helpers find their input closed, and end by themselves."""
+    at_death: dict[str, bytes] = {}
+    journal = loss.directory / "state" / "journal.json"
+
+    def follow(progress: Progress) -> None:
+        if moment in (progress.phase, f"{progress.phase} {progress.volume}") and not at_death:
+            at_death["journal"] = journal.read_bytes()
+            raise Killed
+
+    with monkeypatch.context() as dead:
+        dead.setattr(loss.engine, "start", lambda name: True)  # the dead start nobody
+        dead.setattr("sidecar.engine.freeze.PATIENCE", 0.0)
+        with suppress(Killed, SidecarError):
+            loss.restore(follow=follow)
+    assert at_death
+    journal.write_bytes(at_death["journal"])  # as the disk had it
+
+    own = loss.engine.container("backup")
+    settle_owed(loss.engine, own, loss.journal, loss.emit)
+    recover(loss.journal, loss.engine, loss.emit)
+
+    for name in ("db", "files"):
+        assert loss.found(name) in (loss.wanted[name], loss.ruined[name])
+        assert loss.engine.state(name) is ContainerState.RUNNING
+    loss.assert_nothing_is_left()
+    assert loss.restore().outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+
+
+def test_a_journal_names_the_volumes_before_the_first_helper_is_started(loss: Loss) -> None:
+    seen: list[tuple[str, ...]] = []
+    original = loss.engine.help_with
+
+    def watching(*arguments: Any, **options: Any) -> Any:
+        seen.append(owed_volumes(loss.journal))
+        return original(*arguments, **options)
+
+    loss.engine.help_with = watching  # type: ignore[method-assign]
+    loss.restore()
+    assert seen == [("db", "files")] * 2
+
+
+def test_a_journal_that_names_a_volume_that_is_gone_owes_nothing(loss: Loss) -> None:
+    loss.journal.owe(OWED, {"set": loss.set, "volumes": ["was-removed"]})
+    settle_owed(loss.engine, loss.engine.container("backup"), loss.journal, loss.emit)
+    assert loss.journal.read() is None
+    assert "was-removed" not in [volume.name for volume in loss.engine.volumes()]
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_says_what_would_be_done_and_does_nothing(loss: Loss) -> None:
+    plan, _ = plan_restore("latest", (), loss.tools())
+    document = plan.as_json()
+    assert document["set"] == loss.set
+    assert document["containers"] == ["db", "files"]
+    assert [(each["volume"], each["exists"]) for each in document["volumes"]] == [("db", True), ("files", True)]
+    assert loss.now() == loss.ruined
+    assert loss.engine.helping == []
+    assert loss.events == []

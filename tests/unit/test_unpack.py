@@ -1,0 +1,356 @@
+"""A restore inside a volume: all of it or nothing, whenever it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sidecar.archive import unpack
+from sidecar.archive.unpack import GO, STAGING, Expected, Word, restore_into, settle
+from sidecar.errors import NoRoom, RestoreFailed
+
+OLD = {"kept.txt": b"old", "d/deep": b"old too", "only-old": b"x"}
+NEW = {"kept.txt": b"new", "e/other": b"new too", ".hidden": b"y"}
+
+
+def lay(root: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def found(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def packed(source: Path) -> bytes:
+    """By GNU tar, the root last, as our archives have it."""
+    names = sorted((str(p.relative_to(source)) for p in source.rglob("*") if not p.is_dir()), reverse=True)
+    names += [f"./{p.relative_to(source)}" for p in sorted(source.rglob("*"), reverse=True) if p.is_dir()] + ["."]
+    command = ["tar", "--format=pax", "--xattrs", "--acls", "--no-recursion", "-cf", "-", "--", *names]
+    return subprocess.run(command, cwd=source, check=True, capture_output=True).stdout
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    root = tmp_path / "volume"
+    root.mkdir()
+    lay(root, OLD)
+    return root
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> bytes:
+    source = tmp_path / "source"
+    source.mkdir()
+    lay(source, NEW)
+    os.utime(source, ns=(1_000_000_000, 1_234_567_890_123_456_789))
+    source.chmod(0o750)
+    os.setxattr(source, "user.colour", b"blue")
+    return packed(source)
+
+
+class Words(list[Word]):
+    def __call__(self, word: Word, **_: str) -> None:
+        self.append(word)
+
+
+def restored(root: Path, data: bytes, *, length: int | None = None, files: int = 5) -> Words:
+    """Feed it through a pipe, as the engine does."""
+    reader, writer = os.pipe()
+    words = Words()
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as pipe, suppress(BrokenPipeError):
+            pipe.write(data)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
+        restore_into(
+            str(root), Expected(len(data.removesuffix(GO)) if length is None else length, files), reader, words
+        )
+    finally:
+        os.close(reader)
+        feeder.join()
+    return words
+
+
+def test_the_volume_becomes_what_arrived_and_its_root_with_it(volume: Path, stream: bytes) -> None:
+    os.setxattr(volume, "user.old", b"1")
+    words = restored(volume, stream + GO)
+    assert words == [Word.READY, Word.UNPACKED, Word.EXCHANGED]
+    assert found(volume) == NEW
+    facts = volume.stat()
+    assert (facts.st_mode & 0o7777, facts.st_mtime_ns) == (0o750, 1_234_567_890_123_456_789)
+    assert {name: os.getxattr(volume, name) for name in os.listxattr(volume)} == {"user.colour": b"blue"}
+
+
+def test_nothing_changes_before_the_word_to_go(volume: Path, stream: bytes) -> None:
+    os.utime(volume, ns=(1, 1_000_000_000))
+    before = volume.stat()
+    assert restored(volume, stream) == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
+    assert found(volume) == OLD
+    assert (volume.stat().st_ino, volume.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert restored(volume, stream + b"stop\n") == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
+    assert found(volume) == OLD
+
+
+def test_the_roots_time_stays_what_others_have_made_it_meanwhile(
+    volume: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(volume, ns=(1, 1_000_000_000))
+    sync = unpack._sync
+
+    def meanwhile(directory: str) -> None:
+        (volume / "by-the-application").write_bytes(b"")
+        os.utime(volume, ns=(5, 5_000_000_000))
+        sync(directory)
+
+    monkeypatch.setattr(unpack, "_sync", meanwhile)
+    restored(volume, stream)
+    assert volume.stat().st_mtime_ns > 5_000_000_000  # our own directory went after it
+
+
+@pytest.mark.parametrize("cut", [0, 511, 512, 1536, 4000])
+def test_a_stream_that_ends_early_changes_nothing_even_where_tar_takes_it_for_the_end(
+    volume: Path, stream: bytes, cut: int
+) -> None:
+    with pytest.raises(RestoreFailed, match=r"ended after|tar ended"):
+        restored(volume, stream[:cut], length=len(stream))
+    assert found(volume) == OLD
+
+
+def test_a_stream_that_tar_refuses_changes_nothing_and_says_what_tar_said(volume: Path) -> None:
+    with pytest.raises(RestoreFailed, match="This does not look like a tar archive"):
+        restored(volume, b"rubbish" * 1000 + GO)
+    assert found(volume) == OLD
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_sent(volume: Path) -> None:
+    with pytest.raises(NoRoom, match="bytes free"):
+        restored(volume, b"", length=1 << 60)
+    with pytest.raises(NoRoom):
+        restored(volume, b"", length=0, files=1 << 50)
+    assert found(volume) == OLD
+
+
+def hostile(*members: tuple[str, bytes, str]) -> bytes:
+    """Entries of name, type and link target (or content)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, kind, text in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if kind == tarfile.REGTYPE:
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+            else:
+                info.linkname = text
+                tar.addfile(info)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../escaped", tarfile.REGTYPE, "x")],
+        [("a/../../../escaped", tarfile.REGTYPE, "x")],
+        [("out", tarfile.SYMTYPE, ".."), ("out/escaped", tarfile.REGTYPE, "x")],
+        [("out", tarfile.SYMTYPE, "../../.."), ("out/escaped", tarfile.REGTYPE, "x")],
+        [("out", tarfile.LNKTYPE, "../../../outside"), ("out", tarfile.REGTYPE, "x")],
+        [(STAGING, tarfile.DIRTYPE, ""), (f"{STAGING}/leaving", tarfile.REGTYPE, "{}")],
+    ],
+    ids=["dots", "dots inside", "symlink", "symlink far", "hard link", "our own directory"],
+)
+def test_an_archive_that_leads_out_of_the_volume_is_refused_and_writes_nothing_there(
+    tmp_path: Path, volume: Path, members: list[tuple[str, bytes, str]]
+) -> None:
+    (tmp_path / "outside").write_bytes(b"untouched")
+    around = {path for path in tmp_path.rglob("*") if volume not in path.parents}
+    data = hostile(*members)
+    with pytest.raises(RestoreFailed):
+        restored(volume, data + GO)
+    assert {path for path in tmp_path.rglob("*") if volume not in path.parents} == around
+    assert (tmp_path / "outside").read_bytes() == b"untouched"
+    assert found(volume) == OLD
+
+
+def test_absolute_names_end_inside_the_volume(volume: Path, tmp_path: Path) -> None:
+    data = hostile((f"{tmp_path}/absolute", tarfile.REGTYPE, "x"))
+    assert restored(volume, data + GO)[-1] is Word.EXCHANGED
+    assert not (tmp_path / "absolute").exists()
+    assert list(found(volume)) == [f"{tmp_path}/absolute".lstrip("/")]
+
+
+# --- cut off ---------------------------------------------------------------------------------------------------------
+
+
+class Dead(BaseException):
+    """Stands for SIGKILL: nothing of the process runs after it."""
+
+
+CALLS = (
+    "rename",
+    "rmdir",
+    "unlink",
+    "mkdir",
+    "chown",
+    "utime",
+    "fsync",
+    "setxattr",
+    "removexattr",
+    "chmod",
+    "makedirs",
+)
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, number: int) -> Callable[[], int]:
+    """The process dies at the n-th system call that changes something; gives how many there were so far."""
+    count = 0
+
+    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count >= number:
+                raise Dead
+            return original(*arguments, **options)
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, wrapped(getattr(os, name)))
+    return lambda: count
+
+
+def test_killed_at_any_step_the_volume_is_as_it_was_or_restored_once_it_is_settled(
+    tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[bool] = []
+    times_lost = 0
+    for number in range(1, 300):
+        root = tmp_path / f"volume-{number}"
+        root.mkdir()
+        lay(root, OLD)
+        with monkeypatch.context() as patched:
+            calls = die_at(patched, number)
+            try:
+                restored(root, stream + GO)
+            except Dead:
+                assert calls() >= number
+            else:
+                break
+
+        settled = Words()
+        settle(str(root), settled)
+
+        assert found(root) in (OLD, NEW), number
+        assert not (root / STAGING).exists()
+        is_new = found(root) == NEW
+        # After it has ended, and before it has begun, there is nothing to settle.
+        assert settled in ([Word.CLEAN], [Word.EXCHANGED] if is_new else [Word.AS_IT_WAS])
+        if is_new and settled == [Word.EXCHANGED]:
+            mode, mtime_ns, attributes = volume_root_facts(root)
+            assert (mode, attributes) == (0o750, {"user.colour": b"blue"})
+            times_lost += mtime_ns != 1_234_567_890_123_456_789
+        outcomes.append(is_new)
+    else:
+        pytest.fail("it never came to its end")
+    assert times_lost <= 2  # the root's own time, between the very last calls: it cannot outlive the note of it
+    # There is one moment at which it is decided.
+    assert outcomes == sorted(outcomes)
+    assert 0 < sum(outcomes) < len(outcomes)
+
+
+def test_killed_while_it_settles_it_is_settled_the_next_time(
+    tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off after the moment of decision, then again and again at each step of the repair."""
+    for number in range(1, 300):
+        root = tmp_path / f"volume-{number}"
+        root.mkdir()
+        lay(root, OLD)
+        with monkeypatch.context() as patched:
+            patched.setattr(unpack, "_go_on", raising_dead)
+            with pytest.raises(Dead):
+                restored(root, stream + GO)
+        with monkeypatch.context() as patched:
+            die_at(patched, number)
+            try:
+                settle(str(root), Words())
+            except Dead:
+                pass
+            else:
+                break
+        settle(str(root), Words())
+        assert found(root) == NEW
+        assert not (root / STAGING).exists()
+    else:
+        pytest.fail("it never came to its end")
+    assert number > 10
+
+
+def raising_dead(_root: str) -> None:
+    raise Dead
+
+
+def volume_root_facts(root: Path) -> tuple[int, int, dict[str, bytes]]:
+    facts = root.stat()
+    attributes = {name: os.getxattr(root, name) for name in os.listxattr(root)}
+    return facts.st_mode & 0o7777, facts.st_mtime_ns, attributes
+
+
+def test_what_cannot_be_moved_away_leaves_the_volume_as_it_was(
+    volume: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def refusing(source: Any, target: Any) -> None:
+        if os.fsencode(source).endswith(b"/only-old") and b"/old/" in os.fsencode(target):
+            raise OSError(1, "Operation not permitted", source)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(RestoreFailed, match="only-old' cannot be moved away: Operation not permitted"):
+        restored(volume, stream + GO)
+    assert found(volume) == OLD
+    assert not (volume / STAGING).exists()
+
+
+def test_a_second_restore_of_the_same_volume_waits_for_the_first(volume: Path, stream: bytes) -> None:
+    reader, writer = os.pipe()
+    first, second = Words(), Words()
+    ready = threading.Event()
+
+    def say(word: Word, **_: str) -> None:
+        first.append(word)
+        ready.set()
+
+    def hold() -> None:
+        with pytest.raises(RestoreFailed):
+            restore_into(str(volume), Expected(len(stream), 5), reader, say)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert ready.wait(30)
+    waiter = threading.Thread(target=settle, args=(str(volume), second))
+    waiter.start()
+    os.write(writer, stream[:512])
+    assert second == []
+    os.close(writer)  # its sender is gone
+    waiter.join(30)
+    holder.join(30)
+    os.close(reader)
+    assert second == [Word.CLEAN]
+    assert found(volume) == OLD
