@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 MACHINE := tests/machine
 
-.PHONY: help demo demo-down engine image stack-images venv test test-fast test-ceph check lock up down
+.PHONY: help demo demo-down engine image stack-images venv test test-fast test-faults test-ceph check lock up down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ test-fast: venv ## unit and contract tests without an engine, about a minute
 	@$(MACHINE)/host-tools || [ $$? = 69 ]
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile tests/unit tests/contract \
 	  -m "not engine and not ceph and not slow"
+
+test-faults: ## kill the sidecar 200 times at random moments (TEST_KILLS, TEST_KILLS_SEED), and end the engine under it
+	@TEST_KILLS=$${TEST_KILLS:-200} $(MACHINE)/run-tests tests/engine/test_random_kills.py tests/engine/test_engine_restart.py
 
 test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it installs (Debian, as root)
 	@$(MACHINE)/ceph-packages

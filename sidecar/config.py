@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, timedelta, tzinfo
@@ -756,7 +756,8 @@ def load(environ: Mapping[str, str], read_file: Callable[[str], str]) -> Setting
             values[setting.field] = setting.absent if text is None else setting.read(text)
         except ValueError as exc:
             problems.append(f"{source} is {_shown(setting, text or '')}: {exc}; accepted: {setting.accepted}")
-    problems += _contradictions(given, values)
+    unusable = [name for name in _OWN if name not in given and environ.get(f"{name}_FILE", "").strip()]
+    problems += _contradictions({*given, *unusable}, values)
     written = _names_in_dotenv(read_file)
     strange, warnings = _strangers(written | set(environ), bucket_known="S3_BACKUP_BUCKET" in given)
     warnings += [
@@ -816,8 +817,8 @@ def _from_file(path: str, read_file: Callable[[str], str]) -> str:
     return text
 
 
-def _contradictions(given: Mapping[str, _Given], values: Mapping[str, Any]) -> Iterator[str]:
-    """Mistakes that lie between settings."""
+def _contradictions(given: Collection[str], values: Mapping[str, Any]) -> Iterator[str]:
+    """Mistakes that lie between settings. given: the names that were set, usably or not."""
     if "s3" in values.get("stores", ()) and "S3_BACKUP_BUCKET" not in given:
         yield "BACKUP_STORES names s3, but S3_BACKUP_BUCKET is not set"
     key, secret = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"

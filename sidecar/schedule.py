@@ -31,8 +31,9 @@ class Schedule:
     def next_after(self, moment: datetime) -> datetime:
         """The first due time strictly after `moment` (aware), in UTC.
 
-        A time that daylight saving skips is due at the end of the gap. A time that comes twice is due once, unless the
-        hour field starts with `*`: then the schedule means an interval, and both hours have their runs (cron's rule).
+        A time that daylight saving skips is due at the end of the gap, unless the hour field is `*`: the hours around
+        it have theirs. A time that comes twice is due once, unless the hour field starts with `*`: then the schedule
+        means an interval, and both hours have their runs (cron's rule).
         """
         moments = croniter(self.expression, moment.astimezone(self.zone))
         due: datetime = moments.get_next(datetime)

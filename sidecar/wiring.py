@@ -48,11 +48,13 @@ from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
-from sidecar.stores.s3 import S3Settings, S3Store
+from sidecar.stores.s3 import READ_TIMEOUT, S3Settings, S3Store
 
 STATE = Path("/state")
 _JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
+# Seconds. Small requests that somebody waits for: a verb, the start.
+_SOON = 15
 _UNIX = "unix://"
 _NO_SOURCE = "it lies in a store of this host, and BACKUP_STORES names none any more"
 # Seconds that containers may be kept stopped by a sidecar that seems to live: an exchange deletes what was there.
@@ -116,6 +118,7 @@ class _Jobs:
         self._journal = Journal(STATE / _JOURNAL)
         self._names = SetNames(_now, time.sleep)
         self._bare_stores = {name: _store(name, settings) for name in settings.stores}
+        self._prompt_stores = {name: _store(name, settings, read_timeout=_SOON) for name in settings.stores}
         self._unswept = set(settings.stores)
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
@@ -207,7 +210,7 @@ class _Jobs:
         return list_files(stores, set_name, volume, pattern)
 
     def _quick_stores(self) -> Mapping[str, Store]:
-        return {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in self._bare_stores.items()}
+        return {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in self._prompt_stores.items()}
 
     def recover(self) -> None:
         settle_owed(self._engine, self._discovery.this_container(), self._journal, self._emit)
@@ -222,7 +225,7 @@ class _Jobs:
         """Until each store has answered once: a store that is away must not hold up the start."""
         if self._unswept:
             us = self._claimant()
-            self._unswept -= {name for name in self._unswept if sweep(self._bare_stores[name], us, self._emit)}
+            self._unswept -= {name for name in self._unswept if sweep(self._prompt_stores[name], us, self._emit)}
 
     def _claimant(self) -> Claimant:
         own, host = self._discovery.this_container(), self._settings.host or self._engine.identity().name
@@ -263,7 +266,7 @@ def _connect(settings: Settings) -> Engine:
         raise
 
 
-def _store(name: str, settings: Settings) -> Store:
+def _store(name: str, settings: Settings, *, read_timeout: int = READ_TIMEOUT) -> Store:
     if name == "local":
         return LocalStore(settings.local_dir, prefix=settings.host or "")
     assert settings.bucket is not None, "config.load refuses `s3` without a bucket"
@@ -279,13 +282,15 @@ def _store(name: str, settings: Settings) -> Store:
             secret_key=settings.secret_access_key,
             session_token=settings.session_token,
             connections=2 * _cores() + 2,
+            read_timeout=read_timeout,
         )
     )
 
 
 def _impatient(name: str, settings: Settings) -> Store:
     """A store for one who waits at a terminal."""
-    return RetryingStore(_store(name, settings), RetryPolicy(attempts=2, total=20.0, base=0.25, cap=1.0))
+    policy = RetryPolicy(attempts=2, total=20.0, base=0.25, cap=1.0)
+    return RetryingStore(_store(name, settings, read_timeout=_SOON), policy)
 
 
 def _cores() -> int:

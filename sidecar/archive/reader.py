@@ -1,14 +1,19 @@
-"""Blocks of an archive back to their bytes of tar stream, each proven first."""
+"""An archive back to its tar stream: which pieces of which blocks, and each block's bytes, proven first."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from isal import igzip, isal_zlib
 
-from sidecar.archive.index import Block, read_index
+from sidecar.archive.entry import Kind
+from sidecar.archive.index import Block, IndexedBlock, read_index
+from sidecar.archive.records import END_OF_ARCHIVE
 from sidecar.archive.writer import GZIP
 from sidecar.errors import ArchiveDamaged, SetInvalid
 
@@ -17,16 +22,69 @@ MOST_RAW = 64 * 1024 * 1024
 _HINT = "verify the set; another set, or another store's copy of it, may be whole"
 
 
-def read_blocks(index: bytes) -> list[Block]:
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes `start` to `end` of one block's tar stream."""
+
+    block: Block
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extract:
+    """Entries of an archive: pieces of its tar stream in order, which `END_OF_ARCHIVE` has to end; files: how many."""
+
+    pieces: tuple[Piece, ...]
+    files: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of tar stream, its end included."""
+        return sum(piece.end - piece.start for piece in self.pieces) + len(END_OF_ARCHIVE)
+
+
+def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
     """The blocks that an index (the whole object) names, in order. Raises SetInvalid."""
     try:
-        blocks = [each.block for each in read_index(igzip.IGzipFile(fileobj=io.BytesIO(index)))]
+        for each in read_index(igzip.IGzipFile(fileobj=io.BytesIO(index))):
+            if not 0 < each.block.raw_length <= MOST_RAW or not 0 < each.block.length <= MOST_RAW:
+                raise SetInvalid(
+                    f"the index claims a block of {each.block.raw_length} bytes at {each.block.offset}", hint=_HINT
+                )
+            yield each
     except (EOFError, gzip.BadGzipFile, isal_zlib.error) as exc:  # type: ignore[misc]  # isal's stub gives no class
         raise SetInvalid(f"the index is not whole: {exc}", hint=_HINT) from exc
-    for block in blocks:
-        if not 0 < block.raw_length <= MOST_RAW or not 0 < block.length <= MOST_RAW:
-            raise SetInvalid(f"the index claims a block of {block.raw_length} bytes at {block.offset}", hint=_HINT)
-    return blocks
+
+
+def everything(index: bytes) -> Extract:
+    """All entries of an archive. Raises SetInvalid."""
+    indexed = [(each.block, len(each.files)) for each in read_blocks(index)]
+    pieces = [Piece(block, 0, block.raw_length) for block, _ in indexed]
+    return Extract(_without_end(pieces, pieces[-1:]), sum(files for _, files in indexed))
+
+
+def matching(index: bytes, pattern: str) -> Extract:
+    """The entries whose path, or that of a directory above them, matches the glob; and the directories above those.
+
+    Of a hard link the entry that holds its data comes along. The volume's root does not. Raises SetInvalid.
+    """
+    wanted = _wanted(index, pattern)
+    pieces: list[Piece] = []
+    last: Piece | None = None
+    files = 0
+    goes_on = False  # the entry at the end of the block before is wanted
+    for each in read_blocks(index):
+        borders = [*(file.at for file in each.files), each.block.raw_length]
+        if goes_on and borders[0]:
+            pieces.append(Piece(each.block, 0, borders[0]))
+        for file, end in zip(each.files, borders[1:], strict=True):
+            goes_on = file.path in wanted
+            if goes_on:
+                files += 1
+                pieces.append(Piece(each.block, file.at, end))
+        last = Piece(each.block, 0, each.block.raw_length)
+    return Extract(_without_end(_joined(pieces), [last] if last else []), files)
 
 
 def unpacked(block: Block, data: bytes) -> bytes:
@@ -43,3 +101,44 @@ def unpacked(block: Block, data: bytes) -> bytes:
             f"the block at {block.offset} does not hold the {block.raw_length} bytes that the index claims", hint=_HINT
         )
     return bytes(raw)
+
+
+def _wanted(index: bytes, pattern: str) -> set[bytes]:
+    """The paths of `matching`."""
+    pattern = pattern.removeprefix("./").rstrip("/")
+    wanted: set[bytes] = set()
+    for each in read_blocks(index):
+        for file in each.files:
+            if any(fnmatchcase(path.decode(errors="backslashreplace"), pattern) for path in _upwards(file.path)):
+                wanted.add(file.path)
+                if file.kind is Kind.HARD_LINK:
+                    wanted.add(file.link)
+    return {above for path in wanted for above in _upwards(path)}
+
+
+def _upwards(path: bytes) -> Iterator[bytes]:
+    """A path and the directories above it, without the root."""
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    joined: list[Piece] = []
+    for piece in pieces:
+        if joined and joined[-1].block is piece.block and joined[-1].end == piece.start:
+            joined[-1] = Piece(piece.block, joined[-1].start, piece.end)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _without_end(pieces: Sequence[Piece], last: Sequence[Piece]) -> tuple[Piece, ...]:
+    """The pieces without the end of the archive, which lies at the end of its last block."""
+    kept = []
+    for piece in pieces:
+        is_last = any(piece.block is each.block and piece.end == each.end for each in last)
+        end = piece.end - len(END_OF_ARCHIVE) if is_last else piece.end
+        if end > piece.start:
+            kept.append(Piece(piece.block, piece.start, end))
+    return tuple(kept)

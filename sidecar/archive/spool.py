@@ -48,7 +48,7 @@ class SpoolSpace:
         wanted = self._claimed + length
         if self._most is not None and wanted > self._most:
             raise SpoolFull(
-                f"the spool needs {wanted} bytes and may hold {self._most}",
+                f"the spool needs {wanted:,} bytes and may hold {self._most:,}",
                 needed=wanted,
                 hint="raise BACKUP_SPOOL_MAX, or split the group with the volume label backup.group",
             )
@@ -56,7 +56,7 @@ class SpoolSpace:
         free = disk.f_bavail * disk.f_frsize - int(disk.f_blocks * disk.f_frsize * DISK_RESERVE)
         if length > free:
             raise SpoolFull(
-                f"the spool needs {wanted} bytes; its disk has {max(free, 0)} bytes left above the "
+                f"the spool needs {wanted:,} bytes; its disk has {max(free, 0):,} bytes left above the "
                 f"{DISK_RESERVE:.0%} that are kept free for the application",
                 needed=wanted,
                 hint="free space on the disk of the backup-state volume, or put that volume on a larger disk",

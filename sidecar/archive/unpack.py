@@ -4,7 +4,9 @@
                                   leaving   from here on the restore goes through, whoever dies
                                   old/      what was there, moved away entry by entry
                                   arriving  all of it is in old/; what is in new/ moves to where it belongs
-    VOLUME/.volume-backup-restored/         nothing of the above is left but this name, for one moment
+                                  merging   instead of these two, where only some files were asked for: what is in new/
+                                            moves to where it belongs, and all else stays
+    VOLUME/.volume-backup-restored/         the name of all that when it has become rubbish
 
 Everything that is new is on disk before `leaving` is. Each step is a rename on one file system, and `settle` takes up
 the work wherever it was left: so a volume is as it was, or restored, or says which of the two it is going to be.
@@ -34,7 +36,7 @@ DONE = ".volume-backup-restored"
 TAR = ("tar", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "-xpf", "-")
 GO = b"exchange\n"
 
-_NEW, _OLD, _BEFORE, _LEAVING, _ARRIVING = "new", "old", "before", "leaving", "arriving"
+_NEW, _OLD, _BEFORE, _LEAVING, _ARRIVING, _MERGING = "new", "old", "before", "leaving", "arriving", "merging"
 _PIECE = 1024 * 1024
 _SLACK = 4096  # what a file may take on disk beyond its bytes in the archive: it has 512 of header there, and is padded
 _TRIFLE = 16 * _PIECE  # left on the disk at all events
@@ -57,10 +59,11 @@ Say = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What will arrive: bytes of the tar stream, and entries in it."""
+    """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held."""
 
     length: int
     files: int
+    merge: bool = False
 
 
 def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
@@ -76,7 +79,7 @@ def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
             _unpack(root, expected.length, source)
             say(Word.UNPACKED)
             if _rest(source, len(GO)) == GO:
-                _exchange(root)
+                _exchange(root, merge=expected.merge)
                 say(Word.EXCHANGED)
                 return
         except Exception:
@@ -109,6 +112,9 @@ def _settle(root: str) -> Word:
     staging = os.path.join(root, STAGING)
     if os.path.lexists(os.path.join(staging, _LEAVING)) or os.path.lexists(os.path.join(staging, _ARRIVING)):
         _go_on(root)
+        return Word.EXCHANGED
+    if os.path.lexists(os.path.join(staging, _MERGING)):
+        _merge(root)
         return Word.EXCHANGED
     if os.path.lexists(os.path.join(root, DONE)):
         _finish(root)
@@ -225,13 +231,19 @@ def _rest(source: int, length: int) -> bytes:
     return data
 
 
-def _exchange(root: str) -> None:
+def _exchange(root: str, *, merge: bool) -> None:
     staging = os.path.join(root, STAGING)
     new = os.path.join(staging, _NEW)
     for ours in (STAGING, DONE):
         if os.path.lexists(os.path.join(new, ours)):
             raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
     os.mkdir(os.path.join(staging, _OLD), mode=0o700)
+    if merge:
+        os.close(os.open(os.path.join(staging, _MERGING), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        _sync_directory(staging)
+        _sync_directory(root)
+        _merge(root)
+        return
     # Moving what is in it changes its time, and it has to be known again after a crash.
     beside = os.path.join(staging, _LEAVING + ".new")
     with open(beside, "w", encoding="ascii") as note:
@@ -271,21 +283,39 @@ def _go_on(root: str) -> None:
         os.rmdir(new)
     with suppress(FileNotFoundError):
         shutil.rmtree(old)
-    with suppress(FileNotFoundError):
-        os.unlink(os.path.join(staging, _BEFORE))
     _sync_directory(staging)
     os.rename(staging, os.path.join(root, DONE))
     _sync_directory(root)
     _finish(root)
 
 
+def _merge(root: str) -> None:
+    """Move everything of new/ to where it belongs. A file replaces a file; what is of another kind makes way."""
+    staging = os.fsencode(os.path.join(root, STAGING))
+    new, old = os.path.join(staging, _NEW.encode()), os.path.join(staging, _OLD.encode())
+    for directory, directories, files in os.walk(new):
+        target = os.path.normpath(os.path.join(os.fsencode(root), os.path.relpath(directory, new)))
+        for name in [*directories, *files]:
+            source, destination = os.path.join(directory, name), os.path.join(target, name)
+            if not _is_directory(source) or not _is_directory(destination):
+                if os.path.lexists(destination) and (_is_directory(source) or _is_directory(destination)):
+                    os.rename(destination, os.path.join(old, b"%d" % len(os.listdir(old))))
+                os.rename(source, destination)
+        directories[:] = [name for name in directories if _is_directory(os.path.join(directory, name))]
+        _sync_directory(target)
+    os.rename(staging, os.path.join(os.fsencode(root), DONE.encode()))
+    _sync_directory(root)
+    _finish(root)
+
+
+def _is_directory(path: bytes) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def _finish(root: str) -> None:
     done = os.path.join(root, DONE)
-    arriving = os.path.join(done, _ARRIVING)
-    mtime_ns = _noted(arriving).get("mtime_ns")
-    with suppress(FileNotFoundError):
-        os.unlink(arriving)
-    os.rmdir(done)
+    mtime_ns = _noted(os.path.join(done, _ARRIVING)).get("mtime_ns")
+    shutil.rmtree(done)
     if mtime_ns is not None:
         os.utime(root, ns=(mtime_ns, mtime_ns))
     _sync_directory(root)
@@ -334,7 +364,7 @@ def _sync(directory: str) -> None:
     subprocess.run(["sync", "--file-system", directory], check=True)  # noqa: S603, S607 - coreutils', in our image
 
 
-def _sync_directory(path: str) -> None:
+def _sync_directory(path: str | bytes) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -189,7 +189,10 @@ def _watch(daemon: Daemon, path: str, wanted: dict[str, Any], watcher: Watcher, 
 @main.command(epilog=_example("docker exec backup plan"))
 @verb
 def plan(daemon: Daemon, *, as_json: bool) -> str:
-    """Show what a run would do: groups, who is paused, what is left out and why, what no backup covers."""
+    """Show what a run would do: groups, who is paused, what is left out and why, what no backup covers.
+
+    Exit codes: 0 it could be planned, 1 not: the engine did not answer, or the daemon does not run.
+    """
     document = daemon.get("/plan")
     if as_json:
         _print_json(document)
@@ -213,7 +216,8 @@ def plan(daemon: Daemon, *, as_json: bool) -> str:
 def list_sets(daemon: Daemon, *, as_json: bool, set_name: str | None, volume: str | None, pattern: str | None) -> str:
     """List all sets, the volumes of one SET, or the files of one VOLUME in it (those that match GLOB).
 
-    Exit codes: 3 a store did not answer, so that sets may be missing here, 10 no such set, volume or file.
+    Exit codes: 0 good, 1 no store answered, 3 one store did not, so that sets may be missing here, 10 no such set,
+    volume or file.
     """
     document = daemon.get("/sets", {"set": set_name, "volume": volume, "pattern": pattern})
     if as_json:
@@ -227,6 +231,9 @@ def list_sets(daemon: Daemon, *, as_json: bool, set_name: str | None, volume: st
             click.echo(printable(f"warning: store {store} did not answer: {error['message']}"), err=True)
         if nothing_matches:
             click.echo(printable(f"error: no file of {volume} matches {pattern}"), err=True)
+            click.echo(
+                f"  `list {set_name} {volume}` shows all; a glob is for the whole path and needs quotes", err=True
+            )
     return "not_found" if nothing_matches else "partial" if errors else "good"
 
 
@@ -243,6 +250,8 @@ def status(daemon: Daemon, *, as_json: bool, only_check: bool) -> str:
     With --check (the image's HEALTHCHECK) it is healthy when the last run was good, no scheduled run is overdue by more
     than an interval (at least ten minutes, at most a day), and nothing that a killed run left waits to be put right. A
     new daemon whose first run is not due yet is healthy.
+
+    Exit codes: 0 the daemon answered (with --check: and all is well), 1 it did not, or all is not well.
     """
     document = daemon.get("/status")
     if as_json:
@@ -328,7 +337,7 @@ def cancel(daemon: Daemon, *, as_json: bool) -> str:
     A run thaws what it froze, aborts its uploads, and leaves no set behind. A restore that has not begun to exchange
     leaves every volume as it was; one that has goes through. What waits for its turn is not cancelled.
 
-    Exit code 10: nothing is going on.
+    Exit codes: 0 it was told, 1 the daemon does not run, 10 nothing is going on.
     """
     document = daemon.post("/cancel")
     if as_json:
@@ -405,12 +414,13 @@ def run_dead_man(*, container: str, started_at: str, run: str, lease: float, deb
 @main.command("unpack", hidden=True)
 @click.option("--length", required=True, type=int)
 @click.option("--files", required=True, type=int)
+@click.option("--merge", is_flag=True)
 @click.option("--root", required=True)
-def run_unpack(*, length: int, files: int, root: str) -> None:
+def run_unpack(*, length: int, files: int, merge: bool, root: str) -> None:
     """Be a restore's helper: take a tar stream on stdin into the volume at ROOT, and exchange it when told to."""
     from sidecar.archive.unpack import Expected, restore_into  # noqa: PLC0415 - a helper loads nothing else
 
-    _answer(lambda say: restore_into(root, Expected(length, files), sys.stdin.fileno(), say))
+    _answer(lambda say: restore_into(root, Expected(length, files, merge), sys.stdin.fileno(), say))
 
 
 @main.command("settle", hidden=True)

@@ -103,7 +103,8 @@ class Words:
         for group in groups:
             containers = ", ".join(group["containers"])
             waited = f"{containers} paused for {duration(group['paused_ms'])}" if containers else "nothing was paused"
-            self.line(f"  {group['group']}: {waited}")
+            if group["paused_ms"] or not containers:  # a group that fails before its freeze waited for nothing
+                self.line(f"  {group['group']}: {waited}")
         for name, store in report["stores"].items():
             self._store(name, store)
         if report["set"] and not report["off_host"]:
@@ -129,7 +130,8 @@ class Words:
     def _reasons(self, report: dict[str, Any]) -> None:
         reasons = []
         for each in report["reasons"]:
-            about = " ".join(str(each[key]) for key in ("volume", "store") if each.get(key))
+            named = [(key, each[key]) for key in ("volume", "store") if each.get(key)]
+            about = " ".join(str(name) for key, name in named if f"{key} {name}" not in each["message"])
             reasons.append((f"{about}: " if about else "") + _sentence(each["message"], each["hint"]))
         said = " ".join(reasons)
         reasons += [

@@ -157,7 +157,7 @@ def stand_by(
             if not owed:
                 return ()
             settle()
-            thawed = thaw_owed(engine, journal, clock=clock, sleep=sleep)
+            thawed = thaw_owed(engine, journal, watched.run, clock=clock, sleep=sleep)
             say(f"thawed {', '.join(thawed) or 'nothing'}: the sidecar is {'too late' if alive else 'gone'}")
             return thawed
         sleep(LOOK_EVERY)

@@ -7,6 +7,7 @@ what the freeze needs: a time-out for each request, and 304 (nothing to do).
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import socket
@@ -637,12 +638,15 @@ def _failure(what: str, address: str, error: Exception) -> EngineError:
     causes = list(_causes(error))
     if any(isinstance(cause, PermissionError) for cause in causes):
         return EngineDenied(
-            f"no permission to use the Docker socket at {address}",
-            hint="run as root or with the socket's group (group_add in Compose, --group-add of docker run)",
+            f"no permission to use the Docker socket at {address}{_owner(address)}",
+            hint="its permissions must let this user or its group write: as root, or with that group added "
+            "(group_add in Compose, --group-add of docker run)",
         )
     if any(isinstance(cause, FileNotFoundError) for cause in causes):
         return EngineUnreachable(
-            f"there is no Docker socket at {address}", hint="mount it: -v /var/run/docker.sock:/var/run/docker.sock"
+            f"there is no Docker socket at {address}",
+            hint=f"mount it: -v /var/run/docker.sock:{urlsplit(address).path or '/var/run/docker.sock'}"
+            + ("" if address == SOCKET else ", or correct DOCKER_HOST"),
         )
     if any(
         isinstance(cause, requests.Timeout | urllib3.exceptions.ReadTimeoutError | TimeoutError) for cause in causes
@@ -656,9 +660,27 @@ def _failure(what: str, address: str, error: Exception) -> EngineError:
     if any(isinstance(cause, TLSParameterError) for cause in causes):
         return EngineUnreachable(f"the TLS settings for {address} cannot be used: {error}", hint="see DOCKER_CERT_PATH")
     return EngineUnreachable(
-        f"nothing answers at {address}: {what}: {error}",
-        hint="see that the Docker Engine (or the socket proxy that DOCKER_HOST names) runs",
+        f"nothing answers at {address}: {_why_nothing_answers(causes) or f'{what}: {error}'}",
+        hint="see that the Docker Engine (or the socket proxy that DOCKER_HOST names) runs"
+        + ("" if address == SOCKET else ", and that DOCKER_HOST is right"),
     )
+
+
+def _why_nothing_answers(causes: Sequence[BaseException]) -> str:
+    """In a few words where the cause is a usual one; libraries wrap it in several lines of their own."""
+    if any(isinstance(cause, urllib3.exceptions.NameResolutionError | socket.gaierror) for cause in causes):
+        return "no such host is known here"
+    system = [cause for cause in causes if isinstance(cause, OSError) and cause.errno and cause.strerror]
+    return str(system[-1].strerror).lower() if system else ""
+
+
+def _owner(address: str) -> str:
+    """Whose socket it is, where that can be seen."""
+    try:
+        facts = os.stat(urlsplit(address).path)
+    except OSError:
+        return ""
+    return f", which is of user {facts.st_uid}, group {facts.st_gid}, mode {facts.st_mode & 0o777:04o}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -37,45 +37,56 @@ def recover(
     if not intents and not damage:
         return ()
     thawed = _thaw_all(engine, intents, clock=clock, sleep=sleep)
-    if damage:
-        paused = [c.name for c in engine.containers(running_only=True) if c.state is ContainerState.PAUSED]
-        if paused:
-            raise JournalUnreadable(
-                f"{damage.message}; these containers are paused, perhaps by us: {', '.join(paused)}",
-                hint=f"thaw those that should run (docker unpause {' '.join(paused)}), then remove {journal.path}",
-            ) from damage
+    paused = _paused(engine) if damage else ()
+    if thawed or not paused:
+        emit(
+            "recovered",
+            run=entry.run if entry else "",
+            group=entry.group if entry else "",
+            containers=list(thawed),
+            damaged=damage is not None,
+        )
+    if not damage:
+        journal.clear()
+    elif not paused:
         journal.set_aside()
     else:
-        journal.clear()
-    emit(
-        "recovered",
-        run=entry.run if entry else "",
-        group=entry.group if entry else "",
-        containers=list(thawed),
-        damaged=damage is not None,
-    )
+        raise JournalUnreadable(
+            f"{damage.message}; these containers are paused, perhaps by us: {', '.join(paused)}",
+            hint=f"thaw those that should run (docker unpause {' '.join(paused)}), then remove {journal.path}",
+        ) from damage
     return thawed
+
+
+def _paused(engine: Engine) -> tuple[str, ...]:
+    return tuple(c.name for c in engine.containers(running_only=True) if c.state is ContainerState.PAUSED)
 
 
 def thaw_owed(
     engine: Engine,
     journal: Journal,
+    run: str,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[str, ...]:
-    """Thaw what the journal names, and leave the journal to its owner: for one who may only read it.
+    """Thaw what the journal names as this run's, and leave the journal to its owner: for one who may only read it.
 
-    Looks for a while, because a pause that its caller did not live to see answered may land late. The names of those
-    thawed. Raises ThawFailed.
+    Looks for a while, because a pause that its caller did not live to see answered may land late; but what a new run
+    has frozen meanwhile is that run's. The names of those thawed. Raises ThawFailed.
     """
     entry, _ = _read(journal)
-    intents = _owed(journal, entry)
+    intents = _owed(journal, entry) if entry is None or entry.run == run else ()
     until = clock() + LANDING
     thawed: list[str] = []
+
+    def ours() -> bool:
+        now, _ = _read(journal)
+        return now is None or now.run == run
+
     while True:
-        thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep)
-        if clock() >= until:
+        thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep, ours=ours)
+        if clock() >= until or not ours():
             return tuple(dict.fromkeys(thawed))
         sleep(PAUSE_BETWEEN)
 
@@ -104,7 +115,12 @@ def thaw_failed(stuck: Sequence[tuple[str, Quiesce, Exception]]) -> ThawFailed:
 
 
 def _thaw_all(
-    engine: Engine, intents: Sequence[Intent], *, clock: Callable[[], float], sleep: Callable[[float], None]
+    engine: Engine,
+    intents: Sequence[Intent],
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    ours: Callable[[], bool] = lambda: True,
 ) -> tuple[str, ...]:
     until = clock() + PATIENCE
     thawed: list[str] = []
@@ -112,7 +128,7 @@ def _thaw_all(
         stuck: dict[Intent, EngineError] = {}
         for intent in intents:
             try:
-                name = _put_back(engine, intent)
+                name = _put_back(engine, intent, ours)
             except EngineError as error:
                 stuck[intent] = error
                 continue
@@ -125,12 +141,18 @@ def _thaw_all(
         intents = tuple(stuck)
 
 
-def _put_back(engine: Engine, intent: Intent) -> str:
-    """Thaw one container if it is as we left it; its name if it was thawed. Raises EngineError while it is not."""
+def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:
+    """Thaw one container if it is as we left it; its name if it was thawed. Raises EngineError while it is not.
+
+    ours: whether a freeze that is seen is still the one that we owe. Asked after looking: whoever else froze it wrote
+    the journal before.
+    """
     left = ContainerState.PAUSED if intent.action is Quiesce.PAUSE else ContainerState.EXITED
     try:
         found = engine.container(intent.id)
         if found.state is not left or (intent.started_at and found.started_at != intent.started_at):
+            return ""
+        if not ours():
             return ""
         if intent.action is Quiesce.PAUSE:
             engine.unpause(found.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,12 +26,21 @@ from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
-from sidecar.errors import EngineError, Interrupted, SidecarError, StoreError, VolumeUnavailable, VolumeUnreadable
+from sidecar.errors import (
+    ContainerGone,
+    EngineError,
+    Interrupted,
+    SidecarError,
+    StoreError,
+    VolumeUnavailable,
+    VolumeUnreadable,
+)
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.consignment import Consignment
 from sidecar.jobs.ledger import Ledger
 from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.stages import Stages
+from sidecar.model import Quiesce
 from sidecar.plan import Group, Plan, PlannedVolume
 from sidecar.report import RunReport, rfc3339
 from sidecar.stores.port import Store
@@ -97,6 +106,7 @@ def backup(
     with ExitStack() as undo:
         try:
             plan = run.plan(named)
+            run.check_thaw_permitted(plan)
             run.stand_by(undo)
             run.open_stores(undo)
             run.stage("planned")
@@ -145,9 +155,21 @@ class _Run:
             self.ledger.not_off_host()
         return plan
 
+    def check_thaw_permitted(self, plan: Plan) -> None:
+        """Never freeze what may not be thawed: a socket proxy is asked with a container that is not there.
+
+        Raises EngineDenied.
+        """
+        nobody = f"permitted-{self.ledger.run}"
+        ways = {group.quiesce_of(each.container.id) for group in plan.groups for each in group.containers}
+        for quiesce, thaw in ((Quiesce.PAUSE, self._tools.engine.unpause), (Quiesce.STOP, self._tools.engine.start)):
+            if quiesce in ways:
+                with suppress(ContainerGone):
+                    thaw(nobody)
+
     def stand_by(self, undo: ExitStack) -> None:
         """Have a second container ready to thaw if this one is killed."""
-        self._dead_man = undo.enter_context(self._tools.dead_man(self.ledger.run, self.ledger.event))
+        self._dead_man = undo.enter_context(self._tools.dead_man(self.ledger.run, self.ledger.warn))
 
     def open_stores(self, undo: ExitStack) -> None:
         """Claim the prefix in every store, and choose the set's name."""

@@ -32,6 +32,8 @@ class Catalogue:
         """The set of that name, or the newest for `latest`. Raises NotFound with the nearest names."""
         if name == "latest" and self.manifests:
             return self.manifests[max(self.manifests)]
+        if not self.manifests and not self.errors:
+            raise NotFound(f"there is no set {name!r}, and none at all yet", hint="`run-now` makes one")
         if name not in self.manifests:
             raise NotFound(f"there is no set {name!r}", hint=nearest(name, self.manifests, "`list` shows the sets"))
         return self.manifests[name]

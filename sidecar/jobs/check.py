@@ -192,7 +192,9 @@ def _volumes(plan: Plan) -> Iterator[Finding]:
         message = f"{count} volume(s) in {len(plan.groups)} group(s) would be backed up; `plan` shows them"
         yield Finding("volumes", Verdict.OK, message)
     else:
-        yield Finding("volumes", Verdict.WARNING, "there is no volume to back up", "`plan` says why each is left out")
+        # A host without volumes is no mistake; one whose volumes cannot be seen is.
+        verdict = Verdict.ERROR if any(skipped.failed for skipped in plan.skipped) else Verdict.WARNING
+        yield Finding("volumes", verdict, "there is no volume to back up", "`plan` says why each is left out")
     for skipped in plan.skipped:
         if skipped.failed:
             yield Finding("volumes", Verdict.WARNING, f"volume {skipped.volume}: {skipped.why}", skipped.hint)

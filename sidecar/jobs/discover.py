@@ -63,8 +63,9 @@ class Discovery:
         return found
 
     def check_mounts(self) -> None:
-        """Raises MountMissing when the volumes' directory or the state volume is not mounted."""
-        targets = {mount.target for mount in self.this_container().mounts}
+        """Raises MountMissing when the volumes' directory or the state volume is not mounted as it must be."""
+        mounts = self.this_container().mounts
+        targets = {mount.target for mount in mounts}
         explicit = any(target.startswith(VOLUMES_TARGET + "/") for target in targets)
         if VOLUMES_TARGET not in targets and not explicit:
             raise MountMissing(
@@ -75,6 +76,11 @@ class Discovery:
             raise MountMissing(
                 "nothing is mounted at /state: a freeze could not be undone after a crash",
                 hint=f"mount the volume backup-state there: {_SOCKET_HINT}",
+            )
+        if any(mount.target == "/state" and not mount.writable for mount in mounts):
+            raise MountMissing(
+                "/state is mounted read-only: a freeze could not be undone after a crash",
+                hint="mount the volume backup-state there without `ro`",
             )
 
 

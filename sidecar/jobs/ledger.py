@@ -36,6 +36,7 @@ class Ledger:
         self.set_volumes: list[sets.SetVolume] = []
         self.set_groups: list[sets.SetGroup] = []
         self.reasons: list[Reason] = []
+        self.warnings: list[str] = []
         self._plan = Plan((), (), (), ())
         self._interrupted = False
         self._emit = emit
@@ -46,6 +47,11 @@ class Ledger:
         """Emit an event of this run."""
         names = {"run": self.run} | ({"set": self.set} if self.set else {})
         self._emit(name, level=level, **(names | fields))
+
+    def warn(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
+        """Emit an event of this run, and tell the report's reader of it, though the run may be good."""
+        self.event(name, level=level, **fields)
+        self.warnings.append("; ".join(filter(None, [fields.get("error"), fields.get("hint")])) or name)
 
     def because(self, code: str, message: str, hint: str, volume: str | None = None) -> None:
         """Note why the run cannot be good."""
@@ -203,7 +209,7 @@ class Ledger:
             stores=stores,
             groups=tuple(self.groups),
             volumes=tuple(self.volumes),
-            warnings=(*warnings, *self._plan.warnings),
+            warnings=(*warnings, *self._plan.warnings, *self.warnings),
         )
         first = self.reasons[0] if self.reasons else None
         self.event(

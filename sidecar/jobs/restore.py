@@ -355,7 +355,7 @@ class _Restore:
         index = read_document(store, stored.index.key)
         if (len(index), f"{isal_zlib.crc32(index):08x}") != (stored.index.size, stored.index.crc32):
             raise ArchiveDamaged(f"{store.location}/{stored.index.key} is not what was written", hint=_OTHER_COPY)
-        blocks = read_blocks(index)
+        blocks = [each.block for each in read_blocks(index)]
         told = sum(block.length for block in blocks), sum(block.raw_length for block in blocks)
         archive = store.head(stored.archive.key)
         if told != (stored.archive.size, stored.raw_bytes) or archive.size != stored.archive.size:

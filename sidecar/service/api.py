@@ -22,6 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.errors import Busy, MountMissing, SidecarError
 from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest
@@ -50,6 +51,33 @@ class _Usage(SidecarError):
     """The request is not one that this API understands."""
 
     code = "usage"
+
+
+class Door:
+    """What the socket leads to: until the daemon is ready, the reason why it is not; then the API.
+
+    `why`: what it waits for; set by whoever waits. `app`: as uvicorn calls it; set once there is one.
+    """
+
+    def __init__(self) -> None:
+        self.why = SidecarError("the daemon is starting", hint="try again in a moment")
+        self.app: ASGIApp = Starlette(
+            routes=[Route("/status", self._status), Route("/{path:path}", self._not_yet, methods=["GET", "POST"])]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request (ASGI)."""
+        await self.app(scope, receive, send)
+
+    async def _status(self, _: Request) -> Response:
+        nothing = dict.fromkeys(("next_run", "schedule", "last_run", "last_verify", "last_drill", "guard", "running"))
+        why = "; ".join(filter(None, ["not started yet: " + self.why.message, self.why.hint]))
+        empty: dict[str, Any] = {"last_good": {}, "pending": [], "waiting": [], "warnings": []}
+        return _json(nothing | empty | {"state": "starting", "healthy": False, "why": why})
+
+    async def _not_yet(self, _: Request) -> Response:
+        told = {"code": self.why.code, "message": f"the daemon has not started yet: {self.why.message}"}
+        return _json(told | {"hint": self.why.hint}, status=503)
 
 
 class ControlApi:
@@ -154,9 +182,13 @@ async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncI
     """What a job's reader is told, until its end. A reader who leaves ends this, and not the job."""
     for warning in warnings:
         yield {"warning": warning}
+    if runs.starting:
+        yield {"warning": "the daemon is still starting: the run begins once what an earlier one left is put right"}
     done = asyncio.wrap_future(ticket.result)
     ahead, progress, told = None, None, 0
-    while not done.done():
+    over = False
+    while not over:
+        over = done.done()  # and once more, for what came last
         if (now_ahead := runs.ahead_of(ticket)) is not ahead:
             ahead = now_ahead
             if ahead:
@@ -167,7 +199,8 @@ async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncI
         if ticket.progress is not progress and ticket.progress is not None:
             progress = ticket.progress
             yield {"progress": dataclasses.asdict(progress)}
-        await asyncio.wait({done}, timeout=_TICK_SECONDS)
+        if not over:
+            await asyncio.wait({done}, timeout=_TICK_SECONDS)
     error = done.exception()
     if error is None:
         yield {"report": done.result().as_json()}
@@ -269,7 +302,7 @@ class ControlSocket:
 class Server:
     """uvicorn in a thread, without its signal handlers (it sets them in a main thread only) and without its logs."""
 
-    def __init__(self, app: Starlette, listener: socket.socket, *, crashed: Crashed) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, crashed: Crashed) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,

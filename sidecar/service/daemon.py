@@ -18,7 +18,7 @@ from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
 from sidecar.service import CONTROL_SOCKET, MEMORY, alone
-from sidecar.service.api import ControlApi, ControlSocket, Server
+from sidecar.service.api import ControlApi, ControlSocket, Door, Server
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
 from sidecar.service.memory import Memory
@@ -84,6 +84,7 @@ def serve(
     socket_path: str = CONTROL_SOCKET,
     memory_path: str = MEMORY,
     run_may_take: float = RUN_MAY_TAKE,
+    try_again_every: float = _TRY_AGAIN_EVERY,
 ) -> str:
     """Be the daemon of this process until it is told to stop; how that went.
 
@@ -93,7 +94,7 @@ def serve(
     by then.
 
     memory_path: where it remembers across restarts. run_may_take: the seconds that a run has to end in when the daemon
-    is told to stop.
+    is told to stop. try_again_every: seconds between attempts to reach what it cannot begin without.
     """
     # Blocked before the first thread is made, so that every thread inherits it: a stop is taken by our own wait, at a
     # point of our choosing, and not by an exception in the middle of a line.
@@ -101,7 +102,7 @@ def serve(
     log = EventLog(claim_stdout())
     install(log)
     try:
-        outcome = _serve(environ, build_jobs, socket_path, memory_path, run_may_take, log)
+        outcome = _serve(environ, build_jobs, socket_path, memory_path, run_may_take, try_again_every, log)
     except (ConfigInvalid, MountMissing) as exc:
         problems = exc.problems if isinstance(exc, ConfigInvalid) else [exc.message]
         log("config_invalid", code=exc.code, error=exc.message, problems=problems, hint=exc.hint)
@@ -122,18 +123,25 @@ def _serve(
     socket_path: str,
     memory_path: str,
     run_may_take: float,
+    try_again_every: float,
     log: EventLog,
 ) -> str:
     settings = config.load(environ, _read_text)
     log.configure(level=settings.log_level, secrets=settings.secrets())
     # First of all, because whoever recovers while another daemon runs would thaw what that one has just frozen.
     control = ControlSocket(socket_path)
-    jobs = _when_ready(lambda: build_jobs(settings, log), log)
+
+    def crashed(error: BaseException, where: str) -> None:
+        log.crashed(error, where=where)
+
+    door = Door()
+    server = Server(door, control.listen(), crashed=crashed)
+    server.start()  # from now on whoever asks is told what we wait for
+    jobs = _when_ready(lambda: build_jobs(settings, log), log, door, try_again_every)
     if jobs is None:
         return "good"
     # Open for as long as we live. Not sooner: that the volume is mounted is known now.
     _held = alone.hold(os.path.dirname(memory_path), socket.gethostname(), _now(), log)
-    listener = control.listen()
     memory = Memory(memory_path, log)
     runs = Runs(
         jobs,
@@ -146,7 +154,6 @@ def _serve(
         clean=log.clean,
     )
     log.listen = runs.notice
-    runs.recover()
     scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within)
 
     def facts() -> dict[str, Any]:
@@ -155,13 +162,9 @@ def _serve(
             "next_run": rfc3339(scheduler.next_run) if scheduler.next_run else None,
         }
 
-    def crashed(error: BaseException, where: str) -> None:
-        log.crashed(error, where=where)
-
-    api = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed)
-    server = Server(api.app(), listener, crashed=crashed)
+    door.app = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed).app()
+    runs.recover()  # a store that does not answer holds it up for a minute, in which `status` answers
     runs.start()
-    server.start()
     log("daemon_started", stores=settings.stores, timezone=str(settings.timezone), **facts())
     for warning in settings.warnings:
         log("config_warning", error=warning)
@@ -173,8 +176,10 @@ def _serve(
     return outcome
 
 
-def _when_ready(build: Callable[[], Jobs], emit: Emit) -> Jobs | None:
+def _when_ready(build: Callable[[], Jobs], emit: Emit, door: Door, try_again_every: float) -> Jobs | None:
     """The jobs, as soon as what they need (an engine that restarts, too) is there; None when told to stop before.
+
+    Until then the door says what is awaited.
 
     Raises ConfigInvalid and MountMissing, which time does not mend.
     """
@@ -185,7 +190,8 @@ def _when_ready(build: Callable[[], Jobs], emit: Emit) -> Jobs | None:
             raise
         except SidecarError as exc:
             emit("start_delayed", code=exc.code, error=exc.message, hint=exc.hint)
-        if _stop_within(_TRY_AGAIN_EVERY):
+            door.why = exc
+        if _stop_within(try_again_every):
             return None
 
 

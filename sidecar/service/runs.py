@@ -68,7 +68,7 @@ class Ticket:
 
 
 class Runs:
-    """The queue of jobs and the thread that does them, one after another.
+    """The queue of jobs and the thread that does them, one after another. `starting`: until that thread begins.
 
     now: aware time. schedule: of the scheduled runs. stores: the names of those configured. remembered: of earlier
     processes; keep: remembers for later ones, and must not raise. recover_every: seconds between attempts to recover;
@@ -97,6 +97,8 @@ class Runs:
         self._look_every = look_every
         self._clean = clean
         self._recovered = False
+        self._not_recovered = ""  # why, where that is known
+        self.starting = True
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._running: Ticket | None = None
@@ -194,6 +196,7 @@ class Runs:
         with self._changed:
             running = self._running
             state = "stopping" if self._stopping else running.request.state if running else "idle"
+            state = "starting" if self.starting and state == "idle" else state
             progress = (running.progress if running else None) or Progress("planning")
             why = self._why_unhealthy()
             return {
@@ -217,7 +220,8 @@ class Runs:
 
     def _why_unhealthy(self) -> str | None:
         if not self._recovered:
-            return "what an earlier run left is not put right yet"
+            why = self._not_recovered or ("the daemon is still starting" if self.starting else "")
+            return "what an earlier run left is not put right yet" + (f": {why}" if why else "")
         for which, last in (("the last run", self._last), ("the last run of all volumes", self._last_whole)):
             if last and last["outcome"] != Outcome.GOOD:
                 reasons = "; ".join(dict.fromkeys(reason["message"] for reason in last["reasons"]))
@@ -264,12 +268,14 @@ class Runs:
         except (ConfigInvalid, MountMissing, Busy):
             raise
         except SidecarError as exc:
+            self._not_recovered = "; ".join(filter(None, [exc.message, exc.hint]))
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
         except Exception as exc:  # noqa: BLE001 - a daemon that does not start would not thaw anything either
             self._emit("recover_failed", code="internal_error", error=repr(exc), trace=traceback.format_exc())
 
     def start(self) -> None:
         """Begin to serve the queue, in a thread of its own."""
+        self.starting = False
         threading.Thread(target=self._work, name="run", daemon=True).start()
 
     def cancel(self) -> tuple[Ticket, list[Ticket]]:

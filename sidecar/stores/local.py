@@ -296,13 +296,14 @@ class LocalStore:
             case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
                 return StoreFull(what, hint=f"free space on the disk of {self._root}", store=self.name)
             case errno.EACCES | errno.EPERM | errno.EROFS:
-                return StoreDenied(what, hint=f"let the sidecar write to {self._root}", store=self.name)
+                hint = f"let root write to what is mounted at {self._root}, by its owner and mode and without `ro`"
+                return StoreDenied(what, hint=hint, store=self.name)
             case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.ELOOP if os.path.isdir(self._root):
                 return ObjectMissing(f"{key} is not in {self.location}", store=self.name)
             case errno.ENOENT | errno.ENOTDIR:
                 return BucketMissing(
                     f"the directory {self._root} does not exist",
-                    hint=f"mount a volume at {self._root}",
+                    hint=f"mount a directory of the host at {self._root}, or correct BACKUP_LOCAL_DIR",
                     store=self.name,
                 )
             case _:

@@ -33,12 +33,12 @@ from sidecar.errors import (
 from sidecar.stores.pool import combine
 from sidecar.stores.port import Capabilities, Pending, Stored
 from sidecar.stores.rules import AbortingUpload, check_copy, check_part, check_parts, check_range, full_key
-from sidecar.stores.s3_errors import SDK_ERRORS, Place, translate
+from sidecar.stores.s3_errors import SDK_ERRORS, NotS3, Place, check_answer, translate
 
 Entry = TypeVar("Entry", Stored, Pending)
 
 CONNECT_TIMEOUT = 10  # seconds
-READ_TIMEOUT = 60  # seconds without a byte
+READ_TIMEOUT = 60  # seconds without a byte: to complete a large upload takes some
 
 # How servers refuse checksum headers they do not know, rather than ignoring them.
 _UNKNOWN_CHECKSUM = {"InvalidArgument", "InvalidRequest", "NotImplemented"}
@@ -51,7 +51,8 @@ class S3Settings:
     prefix: without slashes at its ends. endpoint: URL of a server that is not Amazon's. storage_class: of archives and
     indexes (uploads in parts); small documents stay in the standard class, so that listing sets needs no thawing.
     sse: `AES256`, `aws:kms` or `aws:kms:dsse`, with sse_kms_key where it is not the account's own key. connections: at
-    least as many as threads will use. capabilities: where the provider's differ from what `provider_limits` knows.
+    least as many as threads will use. read_timeout: seconds without a byte. capabilities: where the provider's differ
+    from what `provider_limits` knows.
     """
 
     bucket: str
@@ -65,6 +66,7 @@ class S3Settings:
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
     connections: int = 16
+    read_timeout: int = READ_TIMEOUT
     capabilities: Capabilities | None = None
     name: str = "s3"
     off_host: bool = True
@@ -94,12 +96,12 @@ def connect(settings: S3Settings) -> Any:
         )
 
         def client(*, sign_payload: bool) -> Any:
-            return session.client(
+            made = session.client(
                 "s3",
                 endpoint_url=settings.endpoint,
                 config=Config(
                     connect_timeout=CONNECT_TIMEOUT,
-                    read_timeout=READ_TIMEOUT,
+                    read_timeout=settings.read_timeout,
                     max_pool_connections=settings.connections,
                     retries={"total_max_attempts": 1, "mode": "standard"},  # RetryingStore is the one that retries
                     request_checksum_calculation="when_required",
@@ -108,6 +110,9 @@ def connect(settings: S3Settings) -> Any:
                     s3={"payload_signing_enabled": sign_payload},
                 ),
             )
+            # Before the SDK makes what it can of a web page, or follows a redirect round and round.
+            made.meta.events.register("before-parse.s3.*", _check_answer)
+            return made
 
         # TLS proves the body already, and SHA-256 of it costs 0.9 s of CPU a GiB; without TLS, only that proves it.
         plain = (settings.endpoint or "").startswith("http:")
@@ -124,6 +129,17 @@ def connect(settings: S3Settings) -> Any:
             store=settings.name,
         ) from error
     return made
+
+
+def _check_answer(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> None:
+    body = response_dict["body"]
+    read = body if isinstance(body, bytes) else b""
+    try:
+        check_answer(operation_model.name, response_dict["status_code"], response_dict["headers"], read)
+    except NotS3:
+        if not isinstance(body, bytes):
+            body.close()
+        raise
 
 
 class S3Store:

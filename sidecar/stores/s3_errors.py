@@ -7,6 +7,7 @@ that their code is the HTTP status.
 from __future__ import annotations
 
 import http.client
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,18 @@ from sidecar.errors import (
     StoreUnreachable,
 )
 
+
+class NotS3(Exception):
+    """An answer that no S3 server gives; its text says what came instead. passing: it may be another one later."""
+
+    def __init__(self, what: str, *, passing: bool = False) -> None:
+        super().__init__(what)
+        self.passing = passing
+
+
 # What calling the SDK, or reading the body it gave, may raise. OSError: a reset while a body is read.
 SDK_ERRORS = (
+    NotS3,
     sdk.ClientError,
     sdk.BotoCoreError,
     ResponseParserError,
@@ -101,6 +112,11 @@ _WRONG_REGION = {
 }
 
 
+# Every S3 server names what it holds; a web server that says 200 to everything does not.
+_NAMED_BY_ETAG = {"GetObject", "HeadObject", "PutObject", "UploadPart"}
+_OPENSSL_REASON = re.compile(r"certificate verify failed: (.+?) \(_ssl")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where requests go, for messages: the store's name, bucket, location, and endpoint (none: Amazon's)."""
@@ -109,6 +125,25 @@ class Place:
     bucket: str
     location: str
     endpoint: str | None
+
+
+def check_answer(operation: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Raises NotS3 for an answer that gives away a web server, a login page, a port of something else.
+
+    headers: with names in any case. body: empty where it is not read yet. Above 500 it is a gateway's page before a
+    server that may come back; 500 itself is also what the SDK makes of a page that came with 200.
+    """
+    lower = {name.lower(): value.lower() for name, value in headers.items()}
+    kind = lower.get("content-type", "").partition(";")[0].strip()
+    if status > 500:
+        return
+    if kind == "text/html" and body.strip() and not body.lstrip().startswith(b"<?xml"):  # moto's XML is `text/html`
+        raise NotS3("a web page" if status == 500 else f"a web page (HTTP {status})", passing=status == 500)
+    # S3's own redirects say where to in XML, or, to HEAD, in a header of its own.
+    if 300 < status < 400 and status != 304 and "xml" not in kind and not any(n.startswith("x-amz-") for n in lower):
+        raise NotS3(f"a redirect (HTTP {status})")
+    if status < 300 and operation in _NAMED_BY_ETAG and not lower.get("etag"):
+        raise NotS3(f"HTTP {status} without an ETag")
 
 
 def translate(error: BaseException, operation: str, key: str, place: Place) -> StoreError:
@@ -138,11 +173,16 @@ def _from_answer(  # noqa: C901, PLR0911, PLR0912 a table, read from top to bott
     metadata: Mapping[str, Any] = answer.get("ResponseMetadata", {})
     code = str(details.get("Code", ""))
     status = int(metadata.get("HTTPStatusCode", 0))
-    said = f"{what}: {code}" + (f", {details['Message']}" if details.get("Message") else "")
+    text = str(details.get("Message") or "").rstrip(". ")
+    said = f"{what}: {code}" + (f", {text}" if text else "")
     store = place.store
     if code in _BAD_CREDENTIALS:
         return StoreDenied(f"{what}: {code}", hint=_BAD_CREDENTIALS[code], store=store)
-    if code in _MISSING_BUCKET or (status == 404 and operation in ("HeadBucket", "ListObjectsV2")):
+    # An object that is written cannot be missing; servers that answer so without a code mean the bucket.
+    no_object = operation in ("HeadBucket", "ListObjectsV2") or (
+        code == "404" and operation in ("PutObject", "CreateMultipartUpload")
+    )
+    if code in _MISSING_BUCKET or (status == 404 and no_object):
         return BucketMissing(
             f"the bucket {place.bucket} does not exist at {shown_endpoint(place.endpoint)}",
             hint="create it, or correct S3_BACKUP_BUCKET",
@@ -170,6 +210,8 @@ def _from_answer(  # noqa: C901, PLR0911, PLR0912 a table, read from top to bott
         return StoreUnreachable(said, hint="the store is busy or failing: see its own status", store=store)
     if status in (401, 403):
         return StoreDenied(said, hint=_permission_hint(operation, details, place), store=store)
+    if code == "400" and _is_plain(place.endpoint):  # so Go's servers refuse plain HTTP on a TLS port
+        return StoreError(said, hint=_TLS_HINT, store=store)
     return StoreError(said, hint="see the store's documentation of this code", store=store)
 
 
@@ -180,6 +222,13 @@ def _permission_hint(operation: str, details: Mapping[str, Any], place: Place) -
     grant = f"grant {permission} on {place.location} to these credentials"
     # An answer to HEAD does not say which it is.
     return f"check {_KEYS}, or {grant}" if details.get("Code") == "403" else grant
+
+
+_TLS_HINT = "if the server speaks TLS on this port, AWS_ENDPOINT_URL_S3 must begin with https://"
+
+
+def _is_plain(endpoint: str | None) -> bool:
+    return (endpoint or "").startswith("http:")
 
 
 def _region_hint(details: Mapping[str, Any], metadata: Mapping[str, Any], place: Place) -> str:
@@ -204,16 +253,28 @@ def _from_sdk(error: BaseException, what: str, place: Place) -> StoreError:  # n
                 hint="see whether the host's role or the credential process answers",
                 store=store,
             )
+        case NotS3():
+            return (StoreUnreachable if error.passing else StoreError)(
+                f"{what}: {endpoint} answered with {error}, as no S3 server does",
+                hint="see what listens there, and correct AWS_ENDPOINT_URL_S3"
+                + (" (https:// if it speaks TLS)" if _is_plain(place.endpoint) else ""),
+                store=store,
+            )
         case sdk.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return _untrusted(error, what, place)
+        case sdk.SSLError() if "WRONG_VERSION_NUMBER" in str(error) or "RECORD_LAYER" in str(error):
             return StoreError(
-                f"{what}: the certificate of {endpoint} is not trusted",
-                hint="mount its authority's certificate and name it in AWS_CA_BUNDLE",
+                f"{what}: {endpoint} does not speak TLS on this port",
+                hint="correct AWS_ENDPOINT_URL_S3: another port, or http:// in a network that you trust",
                 store=store,
             )
         case sdk.EndpointConnectionError() | sdk.ConnectTimeoutError() | sdk.ProxyConnectionError():
             return StoreUnreachable(
                 f"{what}: no connection to {endpoint}",
-                hint=f"see whether {endpoint} is right (AWS_ENDPOINT_URL_S3) and reachable from this container",
+                hint=f"see whether {endpoint} is right (AWS_ENDPOINT_URL_S3) and reachable from this container"
+                if place.endpoint
+                else "see whether this container has a way to the internet, and AWS_REGION is right; "
+                "for a server that is not Amazon's, set AWS_ENDPOINT_URL_S3",
                 store=store,
             )
         case sdk.ReadTimeoutError():
@@ -231,7 +292,7 @@ def _from_sdk(error: BaseException, what: str, place: Place) -> StoreError:  # n
         ) if not isinstance(error, sdk.ValidationError):
             return StoreUnreachable(
                 f"{what}: the connection to {endpoint} broke off",
-                hint="see the store's status and the network",
+                hint="see the store's status and the network" + (f"; {_TLS_HINT}" if _is_plain(place.endpoint) else ""),
                 store=store,
             )
         case sdk.ProfileNotFound() | sdk.ConfigParseError() | sdk.ConfigNotFound():
@@ -247,3 +308,14 @@ def _from_sdk(error: BaseException, what: str, place: Place) -> StoreError:  # n
                 hint="check S3_BACKUP_BUCKET, BACKUP_PREFIX, AWS_REGION and AWS_ENDPOINT_URL_S3",
                 store=store,
             )
+
+
+def _untrusted(error: BaseException, what: str, place: Place) -> StoreError:
+    reason = match[1] if (match := _OPENSSL_REASON.search(str(error))) else ""
+    hint = "mount its authority's certificate and name it in AWS_CA_BUNDLE"
+    if "expired" in reason or "not yet valid" in reason:
+        hint = "renew the server's certificate, or set this machine's clock"
+    elif "mismatch" in reason:
+        hint = "correct AWS_ENDPOINT_URL_S3: the certificate is another server's"
+    message = f"{what}: the certificate of {shown_endpoint(place.endpoint)} is not trusted"
+    return StoreError(message + (f": {reason}" if reason else ""), hint=hint, store=place.store)

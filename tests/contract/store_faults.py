@@ -28,6 +28,7 @@ class Answer:
     message: str = "scripted"
     details: str = ""
     headers: tuple[tuple[str, str], ...] = ()
+    page: bytes = b""  # a web page instead of S3's XML
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             '<?xml version="1.0" encoding="UTF-8"?>'
             f"<Error><Code>{action.code}</Code><Message>{action.message}</Message>{action.details}</Error>"
         ).encode()
+        text = action.page or text
         self.send_response_only(action.status)
-        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Type", "text/html" if action.page else "application/xml")
         self.send_header("Content-Length", str(len(text)))
         for name, value in action.headers:
             self.send_header(name, value)

@@ -471,6 +471,34 @@ def test_a_denied_request_names_the_permission_it_lacks(
     assert permission in caught.value.hint
 
 
+@pytest.mark.parametrize("status", [200, 302, 400, 403, 404])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda store: store.put("k", b"{}"),
+        lambda store: store.begin("k"),
+        lambda store: store.open("k").__enter__(),
+        lambda store: list(store.list()),
+        lambda store: list(store.pending()),
+    ],
+    ids=["put", "begin", "open", "list", "pending"],
+)
+def test_a_web_page_is_not_taken_for_an_answer_of_s3(
+    saying: Callable[..., S3Store], status: int, act: Callable[[S3Store], object]
+) -> None:
+    store = saying(status, "", page=b"<html>Welcome!</html>", headers=(("Location", "http://127.0.0.1:1/"),))
+
+    with pytest.raises(StoreError, match=r"answered with (a web page|HTTP 200 without an ETag).*, as no S3") as caught:
+        act(store)
+
+    assert "AWS_ENDPOINT_URL_S3" in caught.value.hint
+
+
+def test_a_gateways_page_is_a_server_that_may_come_back(saying: Callable[..., S3Store]) -> None:
+    with pytest.raises(StoreUnreachable, match="Bad Gateway"):
+        saying(502, "", page=b"<html>Bad Gateway</html>").put("k", b"{}")
+
+
 def test_the_right_region_is_told_when_the_server_tells_it(saying: Callable[..., S3Store]) -> None:
     store = saying(400, "AuthorizationHeaderMalformed", details="<Region>eu-central-1</Region>")
     with pytest.raises(StoreError) as caught:

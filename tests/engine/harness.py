@@ -300,13 +300,24 @@ class Run:
 
 
 class Sidecar:
-    """The product, through docker-compose.backup.yml and an override, for the volumes that match `include`."""
+    """The product, through docker-compose.backup.yml and an override, for the volumes that match `include`.
+
+    service: what else the override says of it. Without an S3 server it has no network, and keeps its sets here.
+    """
 
     def __init__(
-        self, machine: Machine, s3: S3, text: str, *, include: Sequence[str], settings: Mapping[str, str] | None = None
+        self,
+        machine: Machine,
+        s3: S3 | None,
+        text: str,
+        *,
+        include: Sequence[str],
+        settings: Mapping[str, str] | None = None,
+        service: Mapping[str, Any] | None = None,
     ) -> None:
         self._machine = machine
         self._s3 = s3
+        self._service = dict(service or {})
         self.name = machine.name(f"backup-{text}")
         self.prefix = f"{machine.mark}/{text}"
         self.state = f"{self.name}-state"
@@ -315,18 +326,24 @@ class Sidecar:
         # Made by the engine, so that root in the container may write there whoever runs the tests.
         self.local_directory = self.directory / "sets"
         self._override = self.directory / "override.json"
-        self._settings = {
+        store = {
             "S3_BACKUP_BUCKET": BUCKET,
             "AWS_ENDPOINT_URL_S3": ENDPOINT,
             "AWS_REGION": REGION,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "BACKUP_PREFIX": self.prefix,
-            "BACKUP_SCHEDULE": "off",
-            "BACKUP_INCLUDE": ",".join(include),
-            "BACKUP_EXCLUDE": NOT_OURS,
-            "BACKUP_MAX_PAUSE": "120s",
-        } | dict(settings or {})
+        }
+        self._settings = (
+            (store if s3 else {"BACKUP_STORES": "local"})
+            | {
+                "BACKUP_SCHEDULE": "off",
+                "BACKUP_INCLUDE": ",".join(include),
+                "BACKUP_EXCLUDE": NOT_OURS,
+                "BACKUP_MAX_PAUSE": "120s",
+            }
+            | dict(settings or {})
+        )
         self._compose = machine.compose(
             self.name,
             [ROOT / "docker-compose.backup.yml", self._override],
@@ -342,17 +359,17 @@ class Sidecar:
             if value is not None:
                 self._settings[name] = value
         label = {LABEL: self._machine.mark}
+        service = {
+            "image": PRODUCT_IMAGE,
+            "container_name": self.name,
+            "labels": label,
+            "environment": self._settings,
+            **({"networks": ["default", "store"]} if self._s3 else {"network_mode": "none"}),
+            **self._service,
+        }
         override = {
-            "services": {
-                "backup": {
-                    "image": PRODUCT_IMAGE,
-                    "container_name": self.name,
-                    "labels": label,
-                    "networks": ["default", "store"],
-                    "environment": self._settings,
-                }
-            },
-            "networks": {"store": {"external": True, "name": self._s3.network}},
+            "services": {"backup": service},
+            "networks": {"store": {"external": True, "name": self._s3.network}} if self._s3 else {},
             "volumes": {"backup-state": {"name": self.state, "labels": label}},
         }
         self._override.write_text(json.dumps(override))  # JSON is YAML
@@ -375,6 +392,10 @@ class Sidecar:
         """Until its restart policy has brought it back once."""
         wait_until(lambda: inspect(self.name)["RestartCount"] == 1, f"{self.name} has come back")
         self.wait_ready()
+
+    def to_daemon(self, script: str) -> Done:
+        """Run a shell script in the container; in it `$daemon` is the daemon's process, the first that init has."""
+        return self._in_state(f"read -r daemon _ < /proc/1/task/1/children; {script}", check=False)
 
     def start(self) -> None:
         """Start it again after it was stopped or killed."""

@@ -246,6 +246,37 @@ def test_what_others_restarted_and_paused_since_is_not_thawed(sidecar: Sidecar, 
         docker("unpause", shop.writer)
 
 
+def test_with_a_torn_journal_it_thaws_at_the_next_start_whom_that_still_names(
+    sidecar: Sidecar, s3: S3, shop: Shop, machine: Machine
+) -> None:
+    run = hold_frozen(sidecar, shop)
+    sets = manifests(sidecar, s3)
+    docker("kill", *sidecar.helpers())
+    docker("kill", sidecar.name)
+    run.end()
+    name = inspect(shop.writer)["Id"]
+    tear = f"grep -q {name} $0; sed -i 's/\\({name}\\).*/\\1/' $0; tail -c 64 $0"
+    tool = machine.run("death-tear", ["sleep", "infinity"], "--volume", f"{sidecar.state}:/state")
+    try:
+        end = docker("exec", tool, "sh", "-ec", tear, "/state/journal.json").out.strip()
+    finally:
+        machine.remove(tool)
+    assert end == name
+    assert shop.is_paused()
+
+    docker("start", sidecar.name)
+
+    wait_until(lambda: not shop.is_paused(), "it is thawed", timeout=20)
+    recovered = wait_until(lambda: sidecar.events("recovered"), "it says so")[0]
+    assert (recovered["containers"], recovered["damaged"]) == ([shop.writer], True)
+    sidecar.wait_ready()
+    # Whatever else is paused on this machine might be ours, too: then it makes no run until a person has looked.
+    for refused in sidecar.events("recover_failed"):
+        assert "then remove /state/journal.json" in refused["hint"]
+        sidecar.verb("rm", "-f", "/state/journal.json")
+    assert_next_run_is_good(sidecar, s3, shop, sets, stage="frozen")
+
+
 def test_killed_while_it_uploads_it_aborts_the_upload_when_it_comes_back(
     large_sidecar: Sidecar, s3: S3, shop: Shop
 ) -> None:
@@ -260,6 +291,39 @@ def test_killed_while_it_uploads_it_aborts_the_upload_when_it_comes_back(
     (recovered,) = large_sidecar.events("recovered")
     assert recovered["uploads"] == 1
     assert_next_run_is_good(large_sidecar, s3, shop, [], stage="thawed")
+
+
+# --- out of memory ---------------------------------------------------------------------------------------------------
+
+
+def test_killed_by_the_kernel_for_want_of_memory_while_frozen_it_comes_back_and_thaws(
+    shop: Shop, s3: S3, make_sidecar: SidecarMaker
+) -> None:
+    limit = {"mem_limit": "512m", "memswap_limit": "512m"}
+    sidecar = make_sidecar("death-memory", include=shop.volumes, service=limit)
+    run = hold_frozen(sidecar, shop)
+    since = f"{time.time() - 1:.0f}"
+    # Raising the score of one's own process needs no capability: the daemon goes first, whoever takes the memory.
+    assert sidecar.to_daemon("echo 1000 > /proc/$daemon/oom_score_adj").code == 0
+
+    hog = Run(["exec", sidecar.name, "/opt/sidecar/bin/python", "-c", "b'x' * (2 << 30)"])
+
+    wait_until(lambda: not shop.is_paused(), "it is thawed", timeout=10)
+    assert hog.end().code == 137
+    run.end()
+    # The engine hears of it from the kernel (memory.oom_control, memory.events), and nobody sent a signal.
+    seen = docker(
+        *("events", "--since", since, "--until", f"{time.time() + 1:.0f}", "--filter", f"container={sidecar.name}"),
+        *("--format", "{{.Actor.Attributes.name}} {{.Action}} {{.Actor.Attributes.exitCode}}"),
+    ).out.splitlines()
+    assert f"{sidecar.name} oom <no value>" in seen
+    ends = [line for line in seen if line.startswith((f"{sidecar.name} kill", f"{sidecar.name} die"))]
+    assert ends == [f"{sidecar.name} die 137"]
+    sidecar.wait_restarted()
+    recovered = [each for each in sidecar.events("recovered") if "containers" in each]
+    assert [each["containers"] for each in recovered] in ([[]], [[shop.writer]])  # the dead man may have been quicker
+    assert_nothing_is_left(sidecar, s3, shop, [])
+    assert_next_run_is_good(sidecar, s3, shop, [], stage="frozen")
 
 
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------

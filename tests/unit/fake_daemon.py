@@ -1,6 +1,6 @@
 """A real daemon over jobs that only pretend: run as a script, `fake_daemon.py SOCKET GATE`, settings as environment.
 
-It remembers beside GATE, or in the file FAKE_MEMORY.
+It remembers beside GATE, or in the file FAKE_MEMORY. With FAKE_ENGINE_AWAY it cannot begin before GATE exists.
 
 What a run does is chosen by the volumes it names: `hold` waits until it is told to stop, `gate` until the file GATE
 exists, `stuck` ignores being told, `partial`, `failed`, `crash` and `missing` end so; anything else is good.
@@ -176,11 +176,18 @@ class PretendJobs:
 if __name__ == "__main__":
     path, gate = sys.argv[1:3]
     settings = {name: text for name, text in os.environ.items() if not name.startswith("FAKE_")}
+
+    def build(settings: Settings, emit: Emit) -> PretendJobs:
+        if os.environ.get("FAKE_ENGINE_AWAY") and not os.path.exists(gate):
+            raise EngineUnreachable("nothing answers", hint="start the engine")
+        return PretendJobs(settings, emit, gate)
+
     outcome = serve(
         settings,
-        lambda settings, emit: PretendJobs(settings, emit, gate),
+        build,
         socket_path=path,
         memory_path=os.environ.get("FAKE_MEMORY", f"{gate}-memory.json"),
         run_may_take=float(os.environ.get("FAKE_PATIENCE", "7")),
+        try_again_every=0.05,
     )
     os._exit(EXIT_CODES[outcome])

@@ -254,7 +254,18 @@ def test_an_engine_that_lets_no_container_start_is_said_and_the_run_goes_on(shop
     report = shop.run()
     assert report.outcome is Outcome.GOOD
     assert [fields["error"] for fields in shop.of("deadman_missing")] == ["POST /containers/create is not permitted"]
+    assert report.warnings == ("POST /containers/create is not permitted; permit it",)
     assert shop.engine.unfired == []
+
+
+def test_who_may_freeze_and_not_thaw_freezes_nobody(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(identifier: str) -> bool:
+        raise EngineDenied(f"POST /containers/{identifier}/unpause is not permitted")
+
+    monkeypatch.setattr(shop.engine, "unpause", refused)
+    report = shop.run()
+    assert (report.outcome, [reason.code for reason in report.reasons]) == (Outcome.FAILED, ["engine_denied"])
+    assert not [call for call in shop.engine.calls if call[0] == "pause"]
 
 
 def test_a_group_that_fails_leaves_the_others_in_the_set(shop: Shop) -> None:

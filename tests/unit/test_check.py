@@ -196,6 +196,14 @@ def test_a_missing_mount_is_an_error_that_names_it(host: Host, target: str):
     assert f"nothing is mounted at {target}" in message
 
 
+def test_a_state_volume_that_is_mounted_read_only_is_an_error(host: Host):
+    host.mounts["/state"] = replace(host.mounts["/state"], writable=False)
+
+    assert host.wrong() == [
+        ("mounts", "error", "/state is mounted read-only: a freeze could not be undone after a crash")
+    ]
+
+
 def test_a_process_in_no_container_is_told_so(host: Host):
     host.engine.be("")
 
@@ -247,6 +255,14 @@ def test_what_would_make_a_run_partial_is_a_warning(host: Host):
     assert {(subject, result) for subject, result, _ in found} == {("volumes", "warning")}
     assert any("volume elsewhere:" in message for _, _, message in found)
     assert any("web:/uploads is not backed up" in message for _, _, message in found)
+
+
+def test_a_host_whose_volumes_are_all_out_of_sight_is_an_error(host: Host):
+    for name, volume in host.engine._volumes.items():
+        host.engine._volumes[name] = replace(volume, mountpoint=f"/mnt/{name}/_data")
+    del host.mounts[str(host.data)]
+
+    assert ("volumes", "error", "there is no volume to back up") in host.wrong()
 
 
 def test_a_host_without_volumes_is_a_warning(host: Host):

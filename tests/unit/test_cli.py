@@ -328,7 +328,8 @@ def test_list_shows_only_files_that_match_and_none_is_exit_code_10(daemon: Daemo
     none = invoke(daemon, "list", "latest", "shop_data", "*.mp4")
 
     assert (some.exit_code, some.stdout.count("./")) == (0, 1)
-    assert (none.exit_code, none.stderr) == (10, "error: no file of shop_data matches *.mp4\n")
+    assert none.exit_code == 10
+    assert none.stderr.startswith("error: no file of shop_data matches *.mp4\n  `list latest shop_data` shows all")
 
 
 def test_a_set_that_does_not_exist_is_exit_code_10(daemon: DaemonProcess):
@@ -540,6 +541,18 @@ def test_help_of_every_verb_has_an_example_that_it_accepts(verb: str):
         command.make_context(verb, words, resilient_parsing=False)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_says_its_exit_codes(verb: str):
+    assert re.search(r"Exit\s+codes:\s+0 ", CliRunner().invoke(main, [verb, "--help"]).stdout)
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("run-nwo", "run-now"), ("stauts", "status"), ("plans", "plan")])
+def test_a_misspelt_verb_is_told_the_nearest_one(wrong: str, right: str):
+    result = CliRunner().invoke(main, [wrong])
+    assert result.exit_code == 2
+    assert right in result.stderr
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "daemon"])
 def test_every_verb_that_answers_can_answer_in_json(verb: str):
     assert any("--json" in parameter.opts for parameter in main.commands[verb].params)
@@ -659,7 +672,7 @@ def test_on_a_terminal_progress_moves_and_the_end_is_a_table(daemon: DaemonProce
 
     assert terminal.close() == 0
     assert "good: set backup-20260102_030000" in shown
-    assert "copying shop_data" in shown
+    assert b"copying shop_data" in terminal.shown
     assert b"\x1b[32m" in terminal.shown  # good is green
 
 

@@ -253,6 +253,8 @@ def test_a_file_that_is_missing_empty_or_not_text_is_a_mistake_not_an_unset_sett
 
     assert "cannot be read: No such file" in problems(S3_BACKUP_BUCKET_FILE="/none")[0]
     assert "is empty" in problems({"/f": " \n"}, S3_BACKUP_BUCKET_FILE="/f")[0]
+    pair = problems(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY_FILE="/none")
+    assert len(pair) == 1  # and not that the secret is not set
     with pytest.raises(ConfigInvalid, match="not UTF-8"):
         config.load({"S3_BACKUP_BUCKET_FILE": "/f"}, read_binary)
 

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.engine.deadman import GRACE, READY, Watched, bury, stand_by
 from sidecar.engine.journal import Intent, Journal
+from sidecar.engine.recovery import thaw_owed
 from sidecar.errors import EngineUnreachable
 from sidecar.model import ContainerState, Quiesce
 from tests.contract.fake_engine import FakeEngine
@@ -136,6 +137,44 @@ def test_a_pause_that_lands_after_the_death_is_thawed_too(scene: Scene) -> None:
     scene.then = {1.0: lambda: scene.engine.pause("db")}
     assert scene.stand_by() == ["db"]
     assert scene.engine.state("db") is ContainerState.RUNNING
+
+
+@pytest.mark.parametrize("moment", [0.1, 0.25, 0.3, 1.0, 3.0])
+def test_what_the_next_run_freezes_while_the_dead_man_of_the_last_one_still_looks_stays_frozen(
+    scene: Scene, moment: float
+) -> None:
+    """The sidecar was killed, is back within a second, and freezes the same start of the same container again."""
+
+    def next_run() -> None:
+        scene.engine.unpause("db")
+        scene.journal.clear()
+        scene.freeze(run="run-2")
+
+    scene.freeze()
+    scene.engine.restart("backup")
+    scene.then = {moment: next_run}
+    scene.stand_by()
+    assert scene.engine.state("db") is ContainerState.PAUSED
+
+
+def test_what_the_next_run_freezes_between_a_look_and_the_thaw_stays_frozen_too(scene: Scene) -> None:
+    def next_run() -> None:
+        scene.journal.begin(run="run-2", group="shop", frozen=[])
+
+    scene.freeze()
+    scene.engine.restart("backup")
+    scene.engine.meanwhile("container", "db", next_run)
+    assert scene.stand_by() == []
+    assert scene.engine.state("db") is ContainerState.PAUSED
+    assert scene.engine.unfired == []
+
+
+def test_what_the_next_run_freezes_between_the_look_at_the_journal_and_the_thaw_stays_frozen_too(scene: Scene) -> None:
+    scene.engine.pause("db")
+    intent = Intent(scene.db.id, "db", Quiesce.PAUSE, scene.db.started_at, scene.db.pid)
+    scene.journal.begin(run="run-2", group="shop", frozen=[intent])
+    assert thaw_owed(scene.engine, scene.journal, RUN, clock=lambda: scene.time, sleep=scene.sleep) == ()
+    assert scene.engine.state("db") is ContainerState.PAUSED
 
 
 def test_an_engine_that_is_away_for_a_while_is_waited_for(scene: Scene) -> None:

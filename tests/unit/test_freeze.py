@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ from sidecar.errors import (
     SidecarError,
     ThawFailed,
 )
+from sidecar.events import Follow
 from sidecar.model import Container, ContainerState, Quiesce
+from sidecar.report import Outcome, RunReport
+from sidecar.service.jobs_port import RunRequest
+from sidecar.service.runs import Runs
 from tests.contract.fake_engine import FakeEngine, unanswered
 
 RUNNING, PAUSED, EXITED = ContainerState.RUNNING, ContainerState.PAUSED, ContainerState.EXITED
@@ -960,7 +965,9 @@ def test_a_journal_torn_at_any_byte_never_leaves_a_container_frozen_silently(tmp
             refused = error
         left = [c.name for c in bench.dependents() if c.state is PAUSED]
         assert not set(left) & set(named)
+        said = [fields for event, fields in bench.events if event == "recovered"]
         if refused is not None:
+            assert [name for fields in said for name in fields["containers"]] == named
             assert left
             assert all(name in refused.hint for name in left)
             assert bench.journal.path.exists()
@@ -971,6 +978,54 @@ def test_a_journal_torn_at_any_byte_never_leaves_a_container_frozen_silently(tmp
             assert not bench.journal.path.exists()
             bench.journal.path.with_name("freeze.json.damaged").unlink()
     assert recovered > 50
+
+
+class JobsThatRecover:
+    """The jobs of a daemon that starts on the bench; a backup would need all to be put right."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+
+    def recover(self) -> None:
+        self._bench.recover()
+
+    def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
+        raise AssertionError("a run was made before all was put right")
+
+
+def test_a_daemon_that_starts_with_a_journal_torn_at_any_byte_thaws_whom_it_names_and_says_so(tmp_path: Path) -> None:
+    """It starts in every case; and what it could not name it asks a person about, and makes no run before."""
+    whole = Bench(tmp_path)
+    db = whole.app("db")
+    whole.journal.begin(run="r", group="g", frozen=[intent(db)])
+    raw = whole.journal.path.read_bytes()
+    said = []
+    for length in range(len(raw)):
+        bench = Bench(tmp_path)
+        bench.app("db")
+        bench.engine.pause("db")
+        bench.journal.path.write_bytes(raw[:length])
+
+        runs = Runs(JobsThatRecover(bench), bench.emit, now=lambda: datetime(2026, 1, 2, tzinfo=UTC))  # type: ignore[arg-type]
+        runs.recover()
+
+        ((event, fields),) = bench.events
+        said.append(event)
+        named = db.id.encode() in raw[:length]
+        assert bench.states("db") == [RUNNING if named else PAUSED]
+        if named:
+            assert (event, fields["containers"], fields["damaged"]) == ("recovered", ["db"], True)
+            assert runs.status()["healthy"]
+            bench.journal.path.with_name("freeze.json.damaged").unlink()
+        else:
+            assert (event, fields["code"]) == ("recover_failed", JournalUnreadable.code)
+            assert "docker unpause db" in fields["hint"]
+            assert runs.status()["why"] == "what an earlier run left is not put right yet"
+            runs.start()
+            report = runs.submit(RunRequest()).result.result(10)
+            assert (report.outcome, report.reasons[0].code) == (Outcome.FAILED, JournalUnreadable.code)
+            runs.interrupt()
+    assert set(said) == {"recovered", "recover_failed"}
 
 
 # --- and together ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The schedule: due times against a calendar walked minute by minute, and the two nights when clocks change."""
+"""The schedule: due times against a calendar walked minute by minute, and the nights when clocks change."""
 
 from __future__ import annotations
 
@@ -137,6 +137,115 @@ def test_the_next_due_time_is_the_first_minute_of_the_calendar_that_matches(minu
         each += timedelta(minutes=1)
 
     assert parse(f"{minute} {hour} * * {weekday}", zone).next_after(moment) == each
+
+
+# Nights when clocks change, north and south of the equator, by half an hour, at midnight, backwards in spring (Dublin),
+# around Ramadan, over a whole day; and leap days.
+NIGHTS = [
+    ("Europe/Berlin", "2026-03-29"),
+    ("Europe/Berlin", "2026-10-25"),
+    ("Europe/Dublin", "2026-03-29"),
+    ("Europe/Dublin", "2026-10-25"),
+    ("America/New_York", "2026-03-08"),
+    ("America/New_York", "2026-11-01"),
+    ("America/St_Johns", "2026-03-08"),
+    ("America/Havana", "2026-03-08"),
+    ("America/Havana", "2026-11-01"),
+    ("America/Santiago", "2026-04-05"),
+    ("America/Santiago", "2026-09-06"),
+    ("Australia/Sydney", "2026-04-05"),
+    ("Australia/Sydney", "2026-10-04"),
+    ("Australia/Lord_Howe", "2026-04-05"),
+    ("Australia/Lord_Howe", "2026-10-04"),
+    ("Pacific/Auckland", "2026-04-05"),
+    ("Pacific/Auckland", "2026-09-27"),
+    ("Asia/Beirut", "2026-03-29"),
+    ("Africa/Casablanca", "2026-02-15"),
+    ("Africa/Casablanca", "2026-03-22"),
+    ("Pacific/Apia", "2011-12-30"),
+    ("UTC", "2028-02-29"),
+    ("Asia/Kolkata", "2028-02-29"),
+]
+EXPRESSIONS = [
+    "30 2 * * *",
+    "0 3 * * *",
+    "0 0 * * *",
+    "45 23 * * *",
+    "30 1 * * 0,6",
+    "0 1,2,3 * * *",
+    "30 1-4 * * *",
+    "15,45 0-3 * * 0",
+    "*/20 2 * * *",
+    "0 * * * *",
+    "59 * * * *",
+    "*/15 * * * *",
+    "7 */2 * * *",
+    "0 12 29 2 *",
+    "5 2 29 * 0",
+]
+
+
+def is_due(expression: str, wall: datetime) -> bool:
+    """Whether the five fields name this minute, by the words of crontab(5)."""
+    minute, hour, day, month, weekday = expression.split()
+    if not (matches(minute, wall.minute) and matches(hour, wall.hour) and matches(month, wall.month)):
+        return False
+    days = [matches(day, wall.day), matches(weekday, wall.isoweekday() % 7)]
+    return any(days) if day != "*" and weekday != "*" else all(days)
+
+
+def walk(expression: str, zone: ZoneInfo, first: datetime, last: datetime) -> list[datetime]:
+    """The due times from `first` to `last`, found by looking at what a wall clock shows in each real minute.
+
+    Minutes that the clock jumps over count when it lands, unless the schedule is for every hour; minutes that it shows
+    again do not count, unless the hours are given by an asterisk.
+    """
+    hours = expression.split()[1]
+    found, moment = [], first
+    shown = (first - timedelta(minutes=1)).astimezone(zone).replace(tzinfo=None)
+    while moment <= last:
+        local = moment.astimezone(zone)
+        wall = local.replace(tzinfo=None, fold=0)
+        jumped_over = range(1, max(1, (wall - shown) // timedelta(minutes=1)))
+        if (is_due(expression, wall) and (hours.startswith("*") or not local.fold)) or (
+            hours != "*" and any(is_due(expression, shown + timedelta(minutes=each)) for each in jumped_over)
+        ):
+            found.append(moment)
+        shown = wall
+        moment += timedelta(minutes=1)
+    return found
+
+
+@pytest.mark.parametrize(("zone_name", "night"), NIGHTS)
+def test_around_a_night_of_the_calendar_every_schedule_is_due_when_a_walk_along_the_wall_clock_says(zone_name, night):
+    zone = ZoneInfo(zone_name)
+    start = datetime.fromisoformat(night).replace(tzinfo=UTC) - timedelta(hours=20)
+    end = start + timedelta(hours=60)
+    for expression in EXPRESSIONS:
+        schedule, due = parse(expression, zone), []
+        moment = schedule.next_after(start)
+        while moment <= end:
+            due.append(moment)
+            moment = schedule.next_after(moment)
+
+        assert due == walk(expression, zone, start + timedelta(minutes=1), end), expression
+
+
+def test_the_walk_itself_sees_the_hours_that_are_missing_and_those_that_come_twice():
+    """The oracle above against what newspapers print."""
+    spring, autumn = datetime(2026, 3, 29, tzinfo=UTC), datetime(2026, 10, 25, tzinfo=UTC)
+    three_hours = timedelta(hours=3)
+    assert walk("30 2 * * *", BERLIN, spring, spring + three_hours) == [spring + timedelta(hours=1)]
+    assert walk("30 2 * * *", BERLIN, autumn, autumn + three_hours) == [autumn + timedelta(minutes=30)]
+    assert len(walk("30 * * * *", BERLIN, autumn, autumn + three_hours)) == 3
+
+
+def test_the_twenty_ninth_of_february_is_due_in_leap_years_alone():
+    assert due_times(parse("0 3 29 2 *", UTC), datetime(2027, 1, 1, tzinfo=UTC), 3) == [
+        "2028-02-29T03:00+00:00",
+        "2032-02-29T03:00+00:00",
+        "2036-02-29T03:00+00:00",
+    ]
 
 
 @pytest.mark.parametrize(

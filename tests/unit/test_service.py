@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -560,9 +561,11 @@ def test_no_run_is_made_before_what_an_earlier_one_left_is_put_right():
     runs.recover()
     runs.start()
 
+    why = runs.status()["why"]
     refused = result(runs.submit(RunRequest()))
     made = result(runs.submit(RunRequest()))
 
+    assert why == "what an earlier run left is not put right yet: no engine"
     assert (refused.outcome, refused.reasons[0].code) == (Outcome.FAILED, "engine_unreachable")
     assert made.outcome is Outcome.GOOD
     assert len(jobs.begun) == 1
@@ -1075,6 +1078,44 @@ def test_a_clock_that_started_years_ahead_and_is_set_right_does_not_wait_for_tha
     assert scheduled_times("0 3 * * *", clock) == ["2026-01-03 03:00"]
 
 
+# Expressions, and the period in minutes, counted from midnight, that they mean.
+PERIODS = [("* * * * *", 1), ("*/20 * * * *", 20), ("0 * * * *", 60), ("0 */3 * * *", 180), ("0 0 * * *", 1440)]
+JUMPS = st.dictionaries(
+    st.integers(1, 200),  # waits, of at most half a minute
+    # Ahead by anything, as a machine that slept; back by little, as a clock that is set right.
+    st.one_of(st.integers(1, 2 * 86_400), st.integers(-900, -1)).map(lambda seconds: timedelta(seconds=seconds)),
+    max_size=3,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=st.sampled_from(PERIODS), begins=st.integers(0, 1439), jumps=JUMPS)
+def test_however_the_clock_jumps_what_became_due_is_run_once_when_it_is_next_looked_at(schedule, begins, jumps):
+    """Against the due minutes that the clock passes between two looks at it, if they lie after the last that was run."""
+    expression, period = schedule
+    start = NOON + timedelta(minutes=begins)
+    clock = SimulatedClock(start, start, dict(jumps), least_waits=200)
+    looks = [start]
+
+    def wait(seconds: float) -> bool:
+        stopped = clock.wait(seconds)
+        looks.extend([] if stopped else [clock.now()])
+        return stopped
+
+    times = Times(clock)
+    Scheduler(parse(expression, UTC), times, now=clock.now, wait=wait).run()  # type: ignore[arg-type]
+
+    expected: list[datetime] = []
+    latest = -1_000_000
+    for before, look in pairwise(looks):
+        first, last = ((each - NOON) // timedelta(minutes=1) for each in (before, look))
+        if any((minute + 720) % period == 0 for minute in range(max(first, latest) + 1, last + 1)):
+            expected.append(look)
+            latest = last
+    assert times.asked == expected
+    assert not clock.jumps
+
+
 def test_without_a_schedule_nothing_starts_by_itself():
     clock = SimulatedClock(NOON, NOON + timedelta(days=2))
     times = Times(clock)
@@ -1408,6 +1449,45 @@ def test_a_run_that_does_not_end_does_not_hold_the_daemon():
     stopped = daemon.events()[-1]
     assert (stopped["event"], stopped["level"]) == ("daemon_stopped", "error")
     assert "did not end" in stopped["error"]
+
+
+def test_until_the_engine_is_there_whoever_asks_is_told_what_is_waited_for_and_then_served():
+    with fake_daemon(FAKE_ENGINE_AWAY="yes") as daemon:
+        daemon.wait_for("start_delayed")
+        client = Daemon(daemon.socket)
+
+        waiting = client.get("/status")
+        with pytest.raises(Complaint) as caught:
+            list(client.follow("/runs", {}))
+        daemon.gate.touch()
+        daemon.wait_for("daemon_started")
+
+        assert (waiting["state"], waiting["healthy"]) == ("starting", False)
+        assert waiting["why"] == "not started yet: nothing answers; start the engine"
+        assert (caught.value.code, caught.value.hint) == ("engine_unreachable", "start the engine")
+        assert caught.value.message == "the daemon has not started yet: nothing answers"
+        assert client.get("/status").keys() >= waiting.keys()
+        assert client.get("/status")["state"] == "idle"
+
+
+def test_while_the_engine_is_away_a_stop_is_heeded_at_once():
+    with fake_daemon(FAKE_ENGINE_AWAY="yes") as daemon:
+        daemon.wait_for("start_delayed")
+
+        assert daemon.stop() == 0
+
+
+def test_while_it_recovers_status_answers_and_a_run_waits_and_is_told_so():
+    with fake_daemon(FAKE_SLOW_RECOVERY="1") as daemon:
+        client = Daemon(daemon.socket)
+        eventually(lambda: os.path.exists(daemon.socket), "the daemon listens")
+        eventually(lambda: "put right" in client.get("/status")["why"], "it recovers")
+        state = client.get("/status")["state"]
+        lines = list(client.follow("/runs", {}))
+
+    assert state == "starting"
+    assert any("still starting" in line.get("warning", "") for line in lines)
+    assert lines[-1]["report"]["outcome"] == "good"
 
 
 def test_a_stop_during_recovery_is_heeded_once_everything_is_thawed():

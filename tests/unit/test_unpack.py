@@ -354,3 +354,68 @@ def test_a_second_restore_of_the_same_volume_waits_for_the_first(volume: Path, s
     os.close(reader)
     assert second == [Word.CLEAN]
     assert found(volume) == OLD
+
+
+# --- some files only -------------------------------------------------------------------------------------------------
+
+
+def merged(root: Path, data: bytes) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as pipe:
+        feeder = threading.Thread(target=lambda: (pipe.write(data + GO), pipe.flush()))
+        feeder.start()
+        restore_into(str(root), Expected(len(data), 5, merge=True), reader, Words())
+        feeder.join()
+    os.close(reader)
+
+
+def test_of_some_files_each_replaces_its_namesake_and_all_else_stays(volume: Path, stream: bytes) -> None:
+    (volume / "e").mkdir()
+    (volume / "e" / "mine").write_bytes(b"stays")
+    merged(volume, stream)
+    assert found(volume) == OLD | NEW | {"e/mine": b"stays"}
+    assert not (volume / STAGING).exists()
+
+
+@pytest.mark.parametrize("in_the_way", ["directory for a file", "file for a directory", "symlink for a directory"])
+def test_what_stands_where_a_file_or_a_directory_was_makes_way(
+    volume: Path, stream: bytes, in_the_way: str, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    if in_the_way == "directory for a file":
+        (volume / "kept.txt").unlink()
+        (volume / "kept.txt" / "full").mkdir(parents=True)
+    elif in_the_way == "file for a directory":
+        (volume / "e").write_bytes(b"a file")
+    else:
+        (volume / "e").symlink_to(outside)
+    merged(volume, stream)
+    assert found(volume) == OLD | NEW
+    assert list(outside.iterdir()) == []
+
+
+def test_killed_at_any_step_of_a_merge_it_is_finished_or_has_not_begun_once_it_is_settled(
+    tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[bool] = []
+    for number in range(1, 300):
+        root = tmp_path / f"volume-{number}"
+        root.mkdir()
+        lay(root, OLD)
+        with monkeypatch.context() as patched:
+            die_at(patched, number)
+            try:
+                merged(root, stream)
+            except Dead:
+                pass
+            else:
+                break
+        settle(str(root), Words())
+        assert found(root) in (OLD, OLD | NEW), number
+        assert not (root / STAGING).exists()
+        outcomes.append(found(root) == OLD | NEW)
+    else:
+        pytest.fail("it never came to its end")
+    assert outcomes == sorted(outcomes)
+    assert 0 < sum(outcomes) < len(outcomes)
