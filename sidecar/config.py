@@ -176,7 +176,8 @@ def _stores(text: str) -> tuple[str, ...]:
     return names
 
 
-def _duration(text: str) -> timedelta:
+def duration(text: str) -> timedelta:
+    """A span of time as settings and labels write it: `90s`, `1h30m`. Raises ValueError."""
     parts = re.findall(r"([0-9]{1,7})([smhdw])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError("it is not a duration")
@@ -427,7 +428,7 @@ SETTINGS: tuple[Setting, ...] = (
         "max_pause",
         "The longest that a group of containers may be frozen; then it is thawed and its backup fails.",
         _DURATIONS,
-        _duration,
+        duration,
         default="30s",
     ),
     Setting(
@@ -435,7 +436,7 @@ SETTINGS: tuple[Setting, ...] = (
         "full_every",
         "How often a run reads every file instead of trusting signatures.",
         _DURATIONS,
-        _duration,
+        duration,
         default="7d",
     ),
     Setting(

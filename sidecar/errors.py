@@ -124,6 +124,12 @@ class ThawFailed(EngineError):
     code = "thaw_failed"
 
 
+class HookFailed(SidecarError):
+    """A command that a container's labels have run around the freeze failed, or did not end in time."""
+
+    code = "hook_failed"
+
+
 class JournalUnreadable(SidecarError):
     """The freeze journal on the state volume cannot be understood."""
 

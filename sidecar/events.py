@@ -23,6 +23,8 @@ EVENTS: dict[str, int] = {
     "memory_unwritten": logging.ERROR,
     "run_started": logging.INFO,
     "deadman_missing": logging.WARNING,
+    "hook_finished": logging.INFO,
+    "hook_skipped": logging.WARNING,
     "group_frozen": logging.INFO,
     "group_thawed": logging.INFO,
     "volume_finished": logging.INFO,
@@ -58,8 +60,8 @@ class Emit(Protocol):
 class Progress:
     """Where a job is, sizes in bytes.
 
-    phase: `planning`, `freezing`, `copying`, `packing`, `committing` of a run; `planning`, `restoring`, `stopping`,
-    `exchanging` of a restore; `shipping`.
+    phase: `planning`, `hooks`, `freezing`, `copying`, `packing`, `committing` of a run; `planning`, `restoring`,
+    `stopping`, `exchanging` of a restore; `shipping`.
 
     total_bytes is 0 while it is not known.
     """

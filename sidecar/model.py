@@ -91,6 +91,20 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a container's labels have run inside it, by `sh -c`, before (pre) and after (post) the freeze of its group.
+
+    Empty where there is nothing to run. timeout: seconds, for each. abort: a pre hook that fails ends the group's
+    backup before anything is frozen; otherwise the run goes on and is partial.
+    """
+
+    pre: str = ""
+    post: str = ""
+    timeout: float = 60.0
+    abort: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Volume:
     """One named volume; mountpoint is the engine's path of its data on the host (`.../NAME/_data`)."""
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from sidecar.config import duration
 from sidecar.errors import NotFound
-from sidecar.model import ROLE_LABEL, Container, Mount, Quiesce, Volume
+from sidecar.model import ROLE_LABEL, Container, Hooks, Mount, Quiesce, Volume
 from sidecar.report import Unprotected
 
 VOLUMES_TARGET = "/volumes"
@@ -23,8 +24,14 @@ VOLUMES_TARGET = "/volumes"
 _VOLATILE = ("/dev", "/proc", "/sys", "/run", "/var/run")
 
 _LABEL_QUIESCE = "backup.quiesce"
+_LABEL_PRE = "backup.pre"
+_LABEL_POST = "backup.post"
+_LABEL_TIMEOUT = "backup.hook-timeout"
+_LABEL_FAILURE = "backup.on-hook-failure"
 _LABEL_EXCLUDE = "backup.exclude"
 _LABEL_GROUP = "backup.group"
+
+_NO_HOOKS = Hooks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,12 @@ class PlannedVolume:
 
 @dataclass(frozen=True, slots=True)
 class PlannedContainer:
-    """A dependent, and how it is kept from writing; why: what says so."""
+    """A dependent, and how it is kept from writing; why: what says so; hooks: what is run in it around that."""
 
     container: Container
     quiesce: Quiesce
     why: str
+    hooks: Hooks = _NO_HOOKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +88,24 @@ class Group:
 
     def quiesce_of(self, container: str) -> Quiesce:
         """How the dependent with this ID is kept from writing."""
-        return next(planned.quiesce for planned in self.containers if planned.container.id == container)
+        return self._planned(container).quiesce
+
+    def hooks_of(self, container: str) -> Hooks:
+        """What is run in the dependent with this ID, before and after."""
+        return self._planned(container).hooks
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether anything is to be run in any of them."""
+        return any(planned.hooks.pre or planned.hooks.post for planned in self.containers)
 
     def dependents_among(self, containers: Iterable[Container]) -> set[str]:
         """IDs of those containers that can write this group's data."""
         volumes = [planned.volume for planned in self.volumes]
         return {c.id for c in containers if not c.role and any(can_write(c, volume) for volume in volumes)}
+
+    def _planned(self, container: str) -> PlannedContainer:
+        return next(planned for planned in self.containers if planned.container.id == container)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +139,12 @@ class Plan:
                         for v in group.volumes
                     ],
                     "containers": [
-                        {"container": c.container.name, "quiesce": c.quiesce.value, "why": c.why}
+                        {
+                            "container": c.container.name,
+                            "quiesce": c.quiesce.value,
+                            "why": c.why,
+                            "hooks": _shown(c.hooks),
+                        }
                         for c in group.containers
                     ],
                 }
@@ -160,6 +185,7 @@ def make_plan(selection: Selection, around: Surroundings) -> Plan:
         for c in _by_name(others)
         if _quiesce_label(c) not in ("", *Quiesce)
     ]
+    warnings += [warning for c in _by_name(others) for warning in _hooks(c)[1]]
     return Plan(
         _groups(chosen, others, selection.quiesce, around.protected),
         tuple(skipped),
@@ -355,16 +381,51 @@ def _group_name(volume: Volume, containers: Sequence[Container]) -> str:
 
 
 def _quiesced(container: Container, default: Quiesce, protected: Mapping[str, str]) -> PlannedContainer:
+    hooks, _ = _hooks(container)
     if container.id in protected:
-        return PlannedContainer(container, Quiesce.NONE, protected[container.id])
+        return PlannedContainer(container, Quiesce.NONE, protected[container.id], hooks)
     label = _quiesce_label(container)
     if label in tuple(Quiesce):
-        return PlannedContainer(container, Quiesce(label), f"label {_LABEL_QUIESCE}")
-    return PlannedContainer(container, default, "by default" if default is Quiesce.PAUSE else "BACKUP_QUIESCE")
+        return PlannedContainer(container, Quiesce(label), f"label {_LABEL_QUIESCE}", hooks)
+    return PlannedContainer(container, default, "by default" if default is Quiesce.PAUSE else "BACKUP_QUIESCE", hooks)
 
 
 def _quiesce_label(container: Container) -> str:
     return container.labels.get(_LABEL_QUIESCE, "").strip().lower()
+
+
+def _hooks(container: Container) -> tuple[Hooks, list[str]]:
+    """What its labels have run in it, and what of them cannot be understood."""
+    pre, post, timeout, failure = (
+        container.labels.get(label, "").strip() for label in (_LABEL_PRE, _LABEL_POST, _LABEL_TIMEOUT, _LABEL_FAILURE)
+    )
+    warnings = []
+    seconds = _NO_HOOKS.timeout
+    if timeout:
+        try:
+            seconds = duration(timeout).total_seconds()
+        except ValueError as error:
+            warnings.append(
+                f"container {container.name} has the label {_LABEL_TIMEOUT}={timeout}, and {error} "
+                f"(such as 90s or 10m): it is taken as {_NO_HOOKS.timeout:g}s"
+            )
+    if failure.lower() not in ("", "abort", "continue"):
+        warnings.append(
+            f"container {container.name} has the label {_LABEL_FAILURE}={failure}, which is not one of "
+            "abort, continue: it is taken as abort"
+        )
+    return Hooks(pre, post, seconds, abort=failure.lower() != "continue"), warnings
+
+
+def _shown(hooks: Hooks) -> dict[str, Any] | None:
+    if not hooks.pre and not hooks.post:
+        return None
+    return {
+        "pre": hooks.pre or None,
+        "post": hooks.post or None,
+        "timeout_ms": round(hooks.timeout * 1000),
+        "on_failure": "abort" if hooks.abort else "continue",
+    }
 
 
 def _by_name(containers: Iterable[Container]) -> list[Container]:

@@ -74,12 +74,16 @@ class StoreReport:
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """One frozen instant. paused_ms: from the first pause request to the last unpause reply, milliseconds."""
+    """One frozen instant. paused_ms: from the first pause request to the last unpause reply, milliseconds.
+
+    containers: all that can write the group's volumes; unfrozen: those among them that were to run on.
+    """
 
     group: str
     containers: tuple[str, ...]
     paused_ms: float
     outcome: Outcome
+    unfrozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from sidecar.config import Settings
 from sidecar.engine import deadman
 from sidecar.engine.deadman import DeadMan, Watched
 from sidecar.engine.docker import connect
+from sidecar.engine.hooks import finish
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import recover
@@ -215,6 +216,7 @@ class _Jobs:
     def recover(self) -> None:
         settle_owed(self._engine, self._discovery.this_container(), self._journal, self._emit)
         recover(self._journal, self._engine, self._emit)
+        finish(self._engine, self._journal, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
         try:
             self._sweep()

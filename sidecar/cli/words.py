@@ -101,10 +101,13 @@ class Words:
         what = f"set {report['set']}" if report["set"] else "no set was made"
         self.line(f"{outcome}: {what}, in {duration(report['duration_ms'])}", _COLOURS.get(outcome, ""))
         for group in groups:
-            containers = ", ".join(group["containers"])
+            unfrozen = group.get("unfrozen", [])
+            containers = ", ".join(each for each in group["containers"] if each not in unfrozen)
             waited = f"{containers} paused for {duration(group['paused_ms'])}" if containers else "nothing was paused"
             if group["paused_ms"] or not containers:  # a group that fails before its freeze waited for nothing
                 self.line(f"  {group['group']}: {waited}")
+            if unfrozen:
+                self.line(f"  {group['group']}: not paused, as `plan` explains: {', '.join(unfrozen)}", "yellow")
         for name, store in report["stores"].items():
             self._store(name, store)
         if report["set"] and not report["off_host"]:
@@ -217,6 +220,7 @@ class Words:
                     ("  container", "quiesced by", "because"),
                     [(f"  {each['container']}", each["quiesce"], each["why"]) for each in group["containers"]],
                 )
+                self._hooks(group["containers"])
             else:
                 self.line("  no container can write to it: nothing is frozen")
         if plan["skipped"]:
@@ -233,6 +237,25 @@ class Words:
         if stores:
             self.line(f"sets go to {stores}")
         self._next_run(plan)
+
+    def _hooks(self, containers: Sequence[dict[str, Any]]) -> None:
+        """The commands that will be run in the containers around the freeze."""
+        self.table(
+            ("  hook", "in", "command", "at most", "if it fails"),
+            [
+                (
+                    f"  {when}",
+                    each["container"],
+                    hooks[when],
+                    duration(hooks["timeout_ms"]),
+                    "the group fails" if when == "pre" and hooks["on_failure"] == "abort" else "the run is partial",
+                )
+                for each in containers
+                if (hooks := each.get("hooks"))
+                for when in ("pre", "post")
+                if hooks[when]
+            ],
+        )
 
     def _next_run(self, document: dict[str, Any]) -> None:
         if document.get("next_run"):

@@ -2,9 +2,9 @@
 
 No policy restarts a container after `docker kill backup` or `docker rm -f backup`, and a process that is itself
 suspended runs no guard. So before a run freezes anything, a second container with nothing but the engine's socket and
-the journal (read only) stands by. It thaws what the journal names as this run's when the sidecar's container is gone,
-is not running, or was started anew, or when the journal stays for longer than the lease. It ends when told to, or when
-its work is done.
+the journal (read only) stands by. It thaws what the journal names as this run's, and runs the post hooks that it names,
+when the sidecar's container is gone, is not running, or was started anew, or when something stays frozen for longer
+than the lease. It ends when told to, or when its work is done.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from sidecar.engine.hooks import finish, read_debts
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.engine.recovery import thaw_owed
@@ -151,14 +152,15 @@ def stand_by(
     since: float | None = None
     while True:
         alive = _alive(engine, watched)
-        owed = _owed(journal, watched.run)
-        since = (since if since is not None else clock()) if owed else None
+        owed, frozen = _owed(journal, watched.run)
+        since = (since if since is not None else clock()) if frozen else None
         if not alive or (since is not None and clock() - since > lease + GRACE):
             if not owed:
                 return ()
             settle()
             thawed = thaw_owed(engine, journal, watched.run, clock=clock, sleep=sleep)
             say(f"thawed {', '.join(thawed) or 'nothing'}: the sidecar is {'too late' if alive else 'gone'}")
+            _finish(engine, journal, say, clock=clock)
             return thawed
         sleep(LOOK_EVERY)
 
@@ -174,10 +176,27 @@ def _alive(engine: Engine, watched: Watched) -> bool:
     return found.running and found.started_at == watched.started_at
 
 
-def _owed(journal: Journal, run: str) -> bool:
-    """Whether the journal names something that this run froze. A damaged one may: then thaw what it names."""
+def _owed(journal: Journal, run: str) -> tuple[bool, bool]:
+    """Whether the journal names something that this run owes, and whether something frozen is among it.
+
+    A damaged one may: then thaw what it names.
+    """
     try:
         entry = journal.read()
+        hooks = read_debts(journal)
     except JournalUnreadable:
-        return True
-    return entry is not None and entry.run == run
+        return True, True
+    frozen = entry is not None and entry.run == run and bool(entry.frozen)
+    return frozen or (hooks is not None and hooks[0] == run), frozen
+
+
+def _finish(engine: Engine, journal: Journal, say: Callable[[str], None], *, clock: Callable[[], float]) -> None:
+    """Run the post hooks that are owed. What fails is left to the sidecar that comes back."""
+
+    def emit(name: str, /, *, level: int | None = None, **fields: Any) -> None:  # noqa: ARG001 - as of Emit
+        say(f"{name}: {fields['container']}: {fields['error'] or 'good'}")
+
+    try:
+        finish(engine, journal, emit, may_write=False, clock=clock)
+    except (EngineError, JournalUnreadable) as error:
+        say(error.message)

@@ -13,6 +13,7 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from docker import APIClient
 from docker.errors import DockerException, TLSParameterError
 from docker.utils import kwargs_from_env
 
-from sidecar.engine.port import ContainerEvent, Helper, Watch
+from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Helper, Watch
 from sidecar.errors import (
     AlreadyPaused,
     ContainerGone,
@@ -51,7 +52,12 @@ EVENTS_KEPT = 256
 # Often enough for 256 events a second.
 EVENTS_EVERY = 1.0
 
-_FRAME = 8  # bytes of a frame header in /containers/ID/logs and /containers/ID/attach; the first names the stream
+# Seconds between two looks whether a command in a container has ended, or need not be waited for any more.
+LOOK_EVERY = 0.05
+
+# Of a frame header in /containers/ID/logs and /containers/ID/attach, and of what a command writes: bytes; the first
+# names the stream.
+_FRAME = 8
 _STDOUT = 1
 
 
@@ -241,13 +247,9 @@ class DockerEngine:
 
     def output(self, identifier: str) -> str:
         """What a container has written to its standard output so far."""
-        raw = self._ask("GET", f"/containers/{identifier}/logs", {"stdout": "1"}).content
-        text = b""
-        while len(raw) >= _FRAME:  # frames of the log stream: kind, three zeros, length (big endian), bytes
-            length = int.from_bytes(raw[4:_FRAME], "big")
-            text += raw[_FRAME : _FRAME + length]
-            raw = raw[_FRAME + length :]
-        return text.decode(errors="replace")
+        frames = _Frames()
+        frames.feed(self._ask("GET", f"/containers/{identifier}/logs", {"stdout": "1"}).content)
+        return frames.text.decode(errors="replace")
 
     def remove(self, identifier: str) -> None:
         """Remove it, running or not."""
@@ -257,6 +259,26 @@ class DockerEngine:
             except EngineError as error:
                 if "already in progress" not in error.message:
                     raise
+
+    def execute(self, identifier: str, command: Sequence[str], *, waiting: Callable[[], bool]) -> Executed:
+        """Run a command in a running container, and wait for its end."""
+        asked = {"AttachStdout": True, "AttachStderr": True, "Cmd": list(command)}
+        execution = self._ask("POST", f"/containers/{identifier}/exec", body=asked).json()["Id"]
+        output = _Output(self, execution)
+        ended = output.wait(waiting)
+        # The stream may end a moment before the engine knows how the command did.
+        while ended and (code := self._exit_code(identifier, execution)) is None and waiting():
+            time.sleep(LOOK_EVERY)
+        return Executed(code if ended else None, output.text())
+
+    def _exit_code(self, identifier: str, execution: str) -> int | None:
+        """None while the command runs. Raises ContainerGone."""
+        try:
+            facts = self._read(f"/exec/{execution}/json", dict)
+        except EngineError:
+            self.container(identifier)  # with the container goes what the engine knows of its commands
+            raise
+        return None if facts["Running"] else facts["ExitCode"]
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
@@ -326,6 +348,91 @@ class DockerEngine:
         if response.status_code >= 400:
             raise _refusal(method, path, response)
         return response
+
+    def _stream(
+        self, path: str, body: Mapping[str, Any], begun: Callable[[requests.Response], None]
+    ) -> Iterator[bytes]:
+        """What the engine answers to a POST, as it comes, however long that takes; begun: given the open answer."""
+        client = self._client
+        url = f"{client.base_url}/v{client.api_version}{path}"
+        with _translated(f"POST {path}", self._address):
+            response = client.request("POST", url, json=body, timeout=(PATIENT, None), stream=True)
+            begun(response)
+            if response.status_code >= 400:
+                raise _refusal("POST", path, response)
+            while chunk := response.raw.read1(OUTPUT_KEPT):
+                yield chunk
+
+
+class _Frames:
+    """What is in the frames of a stream of the engine: kind, three zeros, length (big endian), bytes."""
+
+    def __init__(self, kept: int | None = None) -> None:
+        self.text = b""
+        self._kept = kept
+        self._raw = b""
+
+    def feed(self, raw: bytes) -> None:
+        """More of the stream. Of the text, the last `kept` bytes are kept, or all of it."""
+        self._raw += raw
+        while len(self._raw) >= _FRAME:
+            end = _FRAME + int.from_bytes(self._raw[4:_FRAME], "big")
+            if len(self._raw) < end:
+                return
+            self.text += self._raw[_FRAME:end]
+            self._raw = self._raw[end:]
+            if self._kept is not None:
+                self.text = self.text[-self._kept :]
+
+
+class _Output:
+    """What a command writes, read in a thread of its own: whoever waits for it may stop waiting."""
+
+    def __init__(self, engine: DockerEngine, execution: str) -> None:
+        self._engine = engine
+        self._execution = execution
+        self._frames = _Frames(OUTPUT_KEPT)
+        self._answer: requests.Response | None = None
+        self._left = False
+        self._trouble: EngineError | None = None
+        self._thread = threading.Thread(target=self._read, name="command-output", daemon=True)
+
+    def wait(self, waiting: Callable[[], bool]) -> bool:
+        """Start the command; whether it ended while it was waited for. Raises EngineError."""
+        self._thread.start()
+        while self._thread.is_alive() and waiting():
+            self._thread.join(LOOK_EVERY)
+        if self._thread.is_alive():
+            self._leave()
+            return False
+        if self._trouble is not None:
+            raise self._trouble
+        return True
+
+    def text(self) -> str:
+        """The end of what it has written so far."""
+        return self._frames.text.decode(errors="replace")
+
+    def _leave(self) -> None:
+        self._left = True
+        if self._answer is not None:
+            with suppress(OSError, ValueError, RuntimeError):  # it has just ended by itself
+                self._answer.raw.shutdown()  # wakes the thread
+
+    def _read(self) -> None:
+        try:
+            for chunk in self._engine._stream(f"/exec/{self._execution}/start", {"Detach": False}, self._begun):
+                self._frames.feed(chunk)
+        except EngineError as error:
+            self._trouble = error
+        finally:
+            if self._answer is not None:
+                self._answer.close()
+
+    def _begun(self, answer: requests.Response) -> None:
+        self._answer = answer
+        if self._left:
+            self._leave()
 
 
 class _Conversation:
@@ -612,8 +719,8 @@ def _refusal(method: str, path: str, response: requests.Response) -> EngineError
         return kinds.get(response.status_code, EngineError)(what, hint="see the engine's log")
     if act == "unpause" and "is not paused" in words:
         return _NotPaused(what)
-    if act == "pause":
-        return _not_paused(what, words)
+    if act in ("pause", "exec"):
+        return _not_paused(what, words) if act == "pause" else _not_executed(what, words)
     return EngineError(what, hint="see the engine's log")
 
 
@@ -623,6 +730,12 @@ def _not_paused(what: str, words: str) -> FreezeFailed:
     if "not running" in words or "is restarting" in words:
         return NotRunning(what, hint="it stopped just now; run the backup again")
     return FreezeFailed(what, hint="see the engine's log; the label backup.quiesce=stop stops it instead")
+
+
+def _not_executed(what: str, words: str) -> EngineError:
+    if "not running" in words or "is paused" in words or "is restarting" in words:
+        return NotRunning(what, hint="see that it runs, or take its labels backup.pre and backup.post away")
+    return EngineError(what, hint="see the engine's log")
 
 
 @contextmanager

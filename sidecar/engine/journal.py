@@ -2,7 +2,8 @@
 
 One JSON document on the state volume:
 `{"format": 1, "run", "group", "frozen": [{"id", "name", "action": "pause"|"stop", "started_at", "pid"}], ...}`.
-Keys that this version does not know are kept: whatever else a killed run may owe has its place here.
+Whatever else a killed run owes (hooks.py) stands beside `frozen`, under a key of its own. Keys that this version does
+not know are kept.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the journal holds. others: the keys that this version does not know."""
+    """What the journal holds. others: what is owed besides, by key, known to this version or not."""
 
     run: str
     group: str
@@ -143,6 +144,16 @@ class Journal:
             raise JournalUnreadable(
                 f"the freeze journal {self.path} cannot be read: {error}", hint="see the state volume's disk"
             ) from error
+
+    def _keep(self, entry: Entry) -> None:
+        if entry.frozen or entry.others:
+            self._write(entry)
+            return
+        try:
+            self.path.unlink()
+            _sync_directory(self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _write(self, entry: Entry) -> None:
         document = {

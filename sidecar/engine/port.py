@@ -6,7 +6,7 @@ nothing of an SDK gets out. `EngineUnreachable` means that no answer came: what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +30,22 @@ class ContainerEvent:
     role: str = ""
     mounted: Mount | None = None
     at: int = 0
+
+
+# Of what a command writes, the end is kept: that many bytes.
+OUTPUT_KEPT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What became of a command in a container.
+
+    code: its exit code; None when it was not waited for to its end. output: the end of what it wrote, standard output
+    and error as they came, at most OUTPUT_KEPT bytes of it.
+    """
+
+    code: int | None
+    output: str
 
 
 class Watch(Protocol):
@@ -91,6 +107,13 @@ class Engine(Protocol):
 
     def start(self, identifier: str) -> bool:
         """Start it; whether it was stopped. Raises ContainerGone."""
+
+    def execute(self, identifier: str, command: Sequence[str], *, waiting: Callable[[], bool]) -> Executed:
+        """Run a command in a running container, as its user, and wait for its end.
+
+        waiting: asked several times a second; once it says no, this returns without an exit code. Nobody can end a
+        command from outside of its container: it goes on there. Raises ContainerGone, NotRunning (a paused one too).
+        """
 
     def watch(self) -> AbstractContextManager[Watch]:
         """Follow container events; what happens after the block is entered is seen."""

@@ -24,6 +24,7 @@ from sidecar.archive.writer import write_archive
 from sidecar.config import StageFault
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
+from sidecar.engine.hooks import hooked
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.errors import (
@@ -114,7 +115,8 @@ def backup(
                 with run.failing_alone(group), ExitStack() as spools:
                     spooled = run.reserve(group, spools)  # a full disk is found before anybody has to wait
                     run.stage("copied")
-                    captures = run.capture(group, spooled)  # journal, freeze, copy, confirm, thaw
+                    with run.hooked(group, spooled):  # pre hooks; and post hooks, whatever becomes of the capture
+                        captures = run.capture(group, spooled)  # journal, freeze, copy, confirm, thaw
                     for planned, captured in captures:
                         run.archive(group, planned, captured)
                     run.stage("archived")
@@ -209,6 +211,36 @@ class _Run:
                 spool.reserve(size)
                 spooled.append((planned, spool))
         return spooled
+
+    @contextmanager
+    def hooked(self, group: Group, spooled: list[tuple[PlannedVolume, Spool]]) -> Iterator[None]:
+        """Run the group's pre hooks, then the block, then its post hooks, whatever became of the block.
+
+        Raises HookFailed, SpoolFull (what a pre hook has written needs room too), Interrupted.
+        """
+        if not spooled:
+            yield
+            return
+        if group.has_hooks:
+            self._follow(Progress("hooks"))
+            self._dead_man.ready()
+        with hooked(
+            self._tools.engine,
+            self._tools.journal,
+            [planned.container for planned in group.containers],
+            hooks=lambda container: group.hooks_of(container.id),
+            quiesce=lambda container: group.quiesce_of(container.id),
+            run=self.ledger.run,
+            group=group.name,
+            cancelled=self._cancelled,
+            emit=self.ledger.event,
+            complain=lambda error: self.ledger.group_flawed(group, error),
+        ):
+            if group.has_hooks:
+                for planned, spool in spooled:
+                    with suppress(VolumeUnavailable, VolumeUnreadable):  # the capture meets it too, and says it
+                        spool.reserve(measure(planned.path)[1])
+            yield
 
     def capture(self, group: Group, spooled: list[tuple[PlannedVolume, Spool]]) -> list[tuple[PlannedVolume, Capture]]:
         """The group's volumes as of one instant, copied while its dependents stand still.

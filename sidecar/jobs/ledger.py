@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sidecar import sets
 from sidecar.archive.capture import Capture
 from sidecar.archive.writer import ArchiveSummary
-from sidecar.errors import Interrupted, SidecarError
+from sidecar.errors import HookFailed, Interrupted, SidecarError
 from sidecar.events import Emit
-from sidecar.model import Volume
+from sidecar.model import Quiesce, Volume
 from sidecar.plan import Group, Plan
 from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, VolumeReport, rfc3339, worst
 
@@ -38,6 +39,7 @@ class Ledger:
         self.reasons: list[Reason] = []
         self.warnings: list[str] = []
         self._plan = Plan((), (), (), ())
+        self._flawed: set[str] = set()
         self._interrupted = False
         self._emit = emit
         self._monotonic = monotonic
@@ -85,15 +87,21 @@ class Ledger:
         names = tuple(c.container.name for c in group.containers)
         failed = {volume.volume for volume in self.volumes if volume.outcome is Outcome.FAILED}
         whole = not any(planned.volume.name in failed for planned in group.volumes)
-        self.groups.append(GroupReport(group.name, names, paused_ms, Outcome.GOOD if whole else Outcome.PARTIAL))
+        outcome = Outcome.GOOD if whole else Outcome.PARTIAL
+        self.groups.append(GroupReport(group.name, names, paused_ms, outcome, _unfrozen(group)))
         self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
+
+    def group_flawed(self, group: Group, error: SidecarError) -> None:
+        """Note what makes a group less than good, and does not keep it out of the set."""
+        self._flawed.add(group.name)
+        self.reasons.append(Reason.of(error))
 
     def group_dropped(self, group: Group, error: SidecarError, paused_ms: float) -> None:
         """Note that nothing of a group will be in the set, whatever it had come to, and how long it was frozen."""
         names = tuple(c.container.name for c in group.containers)
         outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
         self.groups = [g for g in self.groups if g.group != group.name]
-        self.groups.append(GroupReport(group.name, names, paused_ms, outcome))
+        self.groups.append(GroupReport(group.name, names, paused_ms, outcome, _unfrozen(group)))
 
     def group_failed(self, group: Group, error: SidecarError, paused_ms: float) -> None:
         """Note that a whole group fails; volumes that failed before keep their own reason."""
@@ -193,7 +201,11 @@ class Ledger:
                     Reason("store_failed", f"store {name}: {store.error}", store.hint or "", None, name)
                 )
         # What decided comes first: who reads one line only should read that one.
-        self.reasons.sort(key=lambda reason: reason.code in _STANDING)
+        self.reasons.sort(key=lambda reason: (reason.code in _STANDING, reason.code == HookFailed.code))
+        self.groups = [
+            replace(group, outcome=worst([group.outcome, Outcome.PARTIAL])) if group.group in self._flawed else group
+            for group in self.groups
+        ]
         committed = any(store.outcome is Outcome.GOOD for store in stores.values())
         outcome = self._outcome(committed)
         report = RunReport(
@@ -245,3 +257,7 @@ class Ledger:
             return Outcome.FAILED
         verdict = worst(volume.outcome for volume in self.volumes)
         return Outcome.PARTIAL if self.reasons and verdict is Outcome.GOOD else verdict
+
+
+def _unfrozen(group: Group) -> tuple[str, ...]:
+    return tuple(planned.container.name for planned in group.containers if planned.quiesce is Quiesce.NONE)

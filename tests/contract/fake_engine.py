@@ -1,8 +1,8 @@
 """An engine in memory that behaves as Docker does; tests/contract/test_engine.py holds both against one contract.
 
-Besides the engine's port it has what a user does at the keyboard (`run`, `restart`, `kill`, `copy_into`, ...), and
-faults: `fail` scripts an error for a call, `meanwhile` runs something just after a call. Faults that did not happen
-show in `unfired`.
+Commands in its containers run on this machine. Besides the engine's port it has what a user does at the keyboard
+(`run`, `restart`, `kill`, `copy_into`, ...), and faults: `fail` scripts an error for a call, `meanwhile` runs something
+just after a call. Faults that did not happen show in `unfired`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sidecar.engine.port import ContainerEvent, Helper, Watch
+from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Helper, Watch
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, EngineUnreachable, HelperEnded, NotRunning
 from sidecar.model import Container, ContainerState, EngineIdentity, Mount, Volume
 
@@ -85,7 +88,9 @@ class FakeEngine:
         self._meanwhile: dict[tuple[str, str], list[Callable[[], object]]] = {}
         self._carriers: set[str] = set()
         self._own = ""
+        self._processes: dict[str, list[subprocess.Popen[bytes]]] = defaultdict(list)
         self.launched: list[list[str]] = []
+        self.executed: list[tuple[str, str]] = []
         self.says = "standing by\n"
         # Where helpers find the volumes' data; refusing: what they meet instead of being started.
         self.directory: Path | None = None
@@ -156,6 +161,31 @@ class FakeEngine:
         with self._call("output", identifier):
             self._find(identifier)
             return self.says
+
+    def execute(self, identifier: str, command: Sequence[str], *, waiting: Callable[[], bool]) -> Executed:
+        with self._turn:
+            found = self._containers.get(identifier)
+            self.executed.append((found.name if found else identifier, command[-1]))
+        with self._call("execute", identifier) as done, tempfile.TemporaryFile() as written:
+            container = self._find(identifier)
+            if container.state is not ContainerState.RUNNING:
+                raise NotRunning(f"{container.name} is {container.state}")
+            begun: list[subprocess.Popen[bytes]] = []
+
+            def begin() -> None:
+                begun.append(subprocess.Popen(list(command), stdout=written, stderr=written, start_new_session=True))
+                self._processes[container.id].append(begun[0])
+
+            done(begin)
+            process = begun[0]
+            self._turn.release()  # others may ask the engine while it runs
+            try:
+                while process.poll() is None and waiting():
+                    time.sleep(0.005)
+            finally:
+                self._turn.acquire()
+            written.seek(0)
+            return Executed(process.returncode, written.read()[-OUTPUT_KEPT:].decode(errors="replace"))
 
     def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
         self.add_volume(name, labels=labels)
@@ -439,6 +469,9 @@ class FakeEngine:
         self._emit("stop", container)
 
     def _die(self, identifier: str) -> None:
+        for process in self._processes.pop(identifier, ()):
+            process.kill()
+            process.wait()
         container = replace(self._containers[identifier], state=ContainerState.EXITED, pid=0)
         self._containers[identifier] = container
         self._emit("die", container)

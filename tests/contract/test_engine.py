@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from sidecar.engine.evidence import disturbance
-from sidecar.engine.port import Engine, Helper
+from sidecar.engine.port import OUTPUT_KEPT, Engine, Executed, Helper
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, HelperEnded, NotRunning
 from sidecar.model import ContainerState, Mount, Quiesce
 from tests.contract.docker_user import DockerUser
@@ -260,6 +261,96 @@ def test_five_containers_are_paused_at_once(rig: Rig) -> None:
         list(pool.map(rig.engine.pause, names))
         assert {rig.engine.container(name).state for name in names} == {ContainerState.PAUSED}
         assert list(pool.map(rig.engine.unpause, names)) == [True] * 5
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def patient(seconds: float = 60.0) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() < until
+
+
+def shell(rig: Rig, name: str, script: str, waiting: Callable[[], bool] | None = None) -> Executed:
+    return rig.engine.execute(rig.full(name), ["sh", "-c", script], waiting=waiting or patient())
+
+
+def test_a_command_says_what_it_wrote_and_how_it_ended(rig: Rig) -> None:
+    rig.user.run("app")
+    assert shell(rig, "app", "echo good") == Executed(0, "good\n")
+    assert shell(rig, "app", "echo bad; echo worse >&2; exit 3") in (
+        Executed(3, "bad\nworse\n"),
+        Executed(3, "worse\nbad\n"),  # the engine reads two pipes
+    )
+    assert shell(rig, "app", "exit 0") == Executed(0, "")
+
+
+def test_of_what_a_command_writes_the_end_is_kept(rig: Rig) -> None:
+    rig.user.run("app")
+    done = shell(rig, "app", "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); echo line $i; done")
+    whole = "".join(f"line {number}\n" for number in range(1, 3001))
+    assert done == Executed(0, whole[-OUTPUT_KEPT:])
+
+
+def test_a_command_that_is_not_waited_for_any_more_goes_on(rig: Rig) -> None:
+    rig.user.run("app")
+    mark = f"/tmp/vbs-{uuid.uuid4().hex}"
+
+    def there(path: str) -> bool:
+        return shell(rig, "app", f"test -e {path}").code == 0
+
+    script = f"echo begun; touch {mark}; while [ -e {mark} ]; do sleep 0.02; done; echo on; mkdir {mark}.ended"
+    given_up = shell(rig, "app", script, lambda: not there(mark))
+    assert given_up == Executed(None, "begun\n")
+    assert there(mark)
+    shell(rig, "app", f"rm {mark}")
+    until = time.monotonic() + 60
+    while not there(f"{mark}.ended"):
+        assert time.monotonic() < until
+    shell(rig, "app", f"rmdir {mark}.ended")
+
+
+@pytest.mark.parametrize("state", ["created", "paused", "exited"])
+def test_a_command_needs_a_container_that_runs(rig: Rig, state: str) -> None:
+    rig.user.create("app") if state == "created" else rig.user.run("app")
+    if state == "paused":
+        rig.engine.pause(rig.full("app"))
+    if state == "exited":
+        rig.user.exit("app")
+    with pytest.raises(NotRunning):
+        shell(rig, "app", "true")
+
+
+def test_a_command_in_a_container_that_does_not_exist_finds_it_gone(rig: Rig) -> None:
+    with pytest.raises(ContainerGone):
+        rig.engine.execute("0" * 64, ["true"], waiting=patient())
+
+
+@pytest.mark.parametrize("end", ["kill", "remove"])
+def test_a_command_ends_with_its_container_and_is_no_success(rig: Rig, end: str) -> None:
+    rig.user.run("app")
+    ending: list[Thread] = []
+
+    def end_it() -> bool:
+        if not ending:
+            ending.append(Thread(target=lambda: getattr(rig.user, end)("app")))
+            ending[0].start()
+        return True
+
+    try:
+        done = shell(rig, "app", "sleep 60", end_it)
+    except ContainerGone:
+        assert end == "remove"
+    else:
+        assert done.code not in (None, 0)
+    ending[0].join()
+
+
+def test_what_a_command_leaves_running_is_not_waited_for(rig: Rig) -> None:
+    rig.user.run("app")
+    began = time.monotonic()
+    assert shell(rig, "app", "sleep 60 & echo left").code == 0
+    assert time.monotonic() - began < 30
 
 
 def test_an_ordinary_container_does_not_carry_our_connection(rig: Rig) -> None:

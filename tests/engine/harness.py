@@ -390,7 +390,13 @@ class Sidecar:
 
     def wait_restarted(self) -> None:
         """Until its restart policy has brought it back once."""
-        wait_until(lambda: inspect(self.name)["RestartCount"] == 1, f"{self.name} has come back")
+
+        def again() -> bool:
+            # Counted when it dies; until it runs, what is said of its start is about the one before.
+            facts = inspect(self.name)
+            return facts["RestartCount"] == 1 and facts["State"]["Status"] == "running"
+
+        wait_until(again, f"{self.name} has come back")
         self.wait_ready()
 
     def to_daemon(self, script: str) -> Done:

@@ -23,7 +23,7 @@ from sidecar.engine.docker import DockerEngine, own_identifiers
 from sidecar.engine.freeze import Frozen, freeze
 from sidecar.engine.journal import Journal
 from sidecar.engine.recovery import recover
-from sidecar.errors import FreezeBroken, Interrupted, PauseBudgetSpent
+from sidecar.errors import FreezeBroken, FreezeFailed, Interrupted, PauseBudgetSpent
 from sidecar.model import Container, ContainerState
 from tests.contract.docker_user import DockerUser
 
@@ -140,6 +140,32 @@ def test_a_container_that_stops_instead_is_started_again_and_nothing_is_broken(s
     after = stack.engine.container(before.id)
     assert (after.state, after.started_at != before.started_at) == (RUNNING, True)
     assert stack.state("web") is RUNNING
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"auto_remove": True}, {"labels": {"com.docker.swarm.task.id": "t1"}}],
+    ids=["removes itself", "swarm task"],
+)
+def test_what_stopping_would_end_for_good_is_never_stopped(stack: Stack, options: dict[str, Any]) -> None:
+    labels = {"backup.quiesce": "stop"} | options.pop("labels", {})
+    before = stack.app("job", labels=labels, stop_timeout=1, **options)
+    stack.app("web", depends_on="job:service_started:false")
+    with pytest.raises(FreezeFailed, match="must not be stopped") as caught, stack.freeze():
+        pytest.fail("frozen")
+    assert "backup.quiesce=pause" in caught.value.hint
+    assert stack.engine.container(before.id) == before
+    assert stack.actions("job", "web") == []
+    assert stack.journal.read() is None
+
+
+def test_a_container_that_removes_itself_may_be_paused(stack: Stack) -> None:
+    before = stack.app("job", auto_remove=True)
+    with stack.freeze() as frozen:
+        assert stack.state("job") is PAUSED
+        frozen.confirm(stack.writers)
+    assert frozen.intact
+    assert stack.engine.container(before.id) == before
 
 
 def interfered(stack: Stack, act: Callable[[], object]) -> str:

@@ -36,6 +36,7 @@ from sidecar.service.jobs_port import RestoreRequest, RunRequest
 MEBIBYTE = 1024 * 1024
 NAME_WITH_ESCAPES = "a\x1b[31m\nb\udcff.txt"
 
+HOOKS = {"pre": "pg_dump > /dump/[all]", "post": "rm /dump/*", "timeout_ms": 600_000, "on_failure": "abort"}
 PLAN = {
     "groups": [
         {
@@ -43,7 +44,10 @@ PLAN = {
             "volumes": [
                 {"volume": "shop_data", "mountpoint": "/var/lib/docker/volumes/shop_data/_data", "path": "/volumes/x"}
             ],
-            "containers": [{"container": "shop-db-1", "quiesce": "pause", "why": "BACKUP_QUIESCE"}],
+            "containers": [
+                {"container": "shop-db-1", "quiesce": "pause", "why": "BACKUP_QUIESCE", "hooks": HOOKS},
+                {"container": "shop-ui-1", "quiesce": "pause", "why": "BACKUP_QUIESCE", "hooks": None},
+            ],
         },
         {"group": "wiki", "volumes": [{"volume": "wiki", "mountpoint": "/m", "path": "/v"}], "containers": []},
     ],
@@ -108,7 +112,11 @@ class PretendJobs:
             reasons=(Reason("not_off_host", "nothing is off this host", "set S3_BACKUP_BUCKET"),) * (kind == "partial"),
             unprotected=(Unprotected("shop-web-1", "/srv/uploads", "a bind mount"),),
             stores={"local": StoreReport(Outcome.GOOD, bytes_uploaded=5 * MEBIBYTE)},
-            groups=(GroupReport("shop", ("shop-db-1", "shop-web-1"), 182.4, Outcome.GOOD),),
+            groups=(
+                GroupReport(
+                    "shop", ("shop-db-1", "shop-cache-1", "shop-web-1"), 182.4, Outcome.GOOD, ("shop-cache-1",)
+                ),
+            ),
             volumes=(
                 VolumeReport(
                     "shop_data",

@@ -54,6 +54,11 @@ class Shop:
         self.engine.run("backup", labels={"backup.role": "sidecar"}, volumes={}, binds={})
         self.engine.be("backup")
 
+    def add(self, name: str, volume: str, **labels: str) -> None:
+        """Another container that writes a volume; labels without `backup.`, with `_` for a dash."""
+        said = {f"backup.{label.replace('_', '-')}": text for label, text in labels.items()}
+        self.engine.run(name, labels=PROJECT | said, volumes={volume: "/data"})
+
     def data(self, volume: str) -> Path:
         return self.directory / "volumes" / volume / "_data"
 
@@ -513,3 +518,112 @@ def test_a_large_archive_is_sent_in_parts_and_is_whole(shop: Shop) -> None:
     report = shop.run()
     assert report.outcome is Outcome.GOOD, report.reasons
     assert shop.archive(report, "db")["./large"] == content
+
+
+def test_a_container_that_is_to_run_on_is_not_frozen_and_the_report_says_so(shop: Shop) -> None:
+    shop.add("loose", "db", quiesce="none")
+    report = shop.run()
+    assert [(group.containers, group.unfrozen) for group in report.groups] == [(("db", "files", "loose"), ("loose",))]
+    assert shop.engine.names("pause") == ["db", "files"]
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_pre_hook_writes_into_the_volume_is_in_the_archive_and_the_post_hook_may_remove_it(shop: Shop) -> None:
+    dump = shop.data("db") / "dump"
+    shop.add("dumper", "db", pre=f"echo all tables > {dump}", post=f"rm {dump}")
+    report = shop.run()
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert shop.archive(report, "db") == {"./one/file": b"db" * 1000, "./dump": b"all tables\n"}
+    assert not dump.exists()
+    (pre, post) = shop.of("hook_finished")
+    assert (pre["run"], pre["set"], pre["group"], pre["hook"]) == (report.run, report.set, "shop", "pre")
+    assert post["hook"] == "post"
+    assert "hooks" in [progress.phase for progress in shop.progress]
+
+
+def test_post_hooks_run_before_anything_is_packed_or_sent(shop: Shop) -> None:
+    shop.add("dumper", "db", post=f"touch {shop.directory}/post")
+    seen: list[bool] = []
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "packing":
+            seen.append((shop.directory / "post").exists())
+
+    shop.run(follow=follow)
+    assert seen
+    assert all(seen)
+
+
+def test_what_a_pre_hook_writes_needs_room_in_the_spool_which_is_found_before_anything_is_frozen(shop: Shop) -> None:
+    shop.spool_most = 100_000
+    shop.add("dumper", "db", pre=f"head -c 200000 /dev/zero | tr '\\0' x > {shop.data('db')}/dump", post="true")
+    report = shop.run()
+    assert [reason.code for reason in report.reasons] == ["spool_full"]
+    assert shop.engine.names("pause") == []
+    assert [fields["hook"] for fields in shop.of("hook_finished")] == ["pre", "post"]
+
+
+def test_a_pre_hook_that_fails_fails_its_group_by_name_and_leaves_the_others_in_the_set(shop: Shop) -> None:
+    shop.add("dumper", "db", pre="echo disk full; exit 2")
+    shop.engine.add_volume("other")
+    shop.data("other").mkdir(parents=True)
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert {group.group: group.outcome for group in report.groups} == {"shop": Outcome.FAILED, "other": Outcome.GOOD}
+    assert [(r.code, r.message) for r in report.reasons] == [
+        ("hook_failed", "the pre hook of dumper ended with exit code 2: disk full"),
+    ]
+    assert shop.engine.names("pause") == []
+
+
+@pytest.mark.parametrize(
+    "labels", [{"pre": "exit 2", "on_hook_failure": "continue"}, {"post": "exit 2"}], ids=["pre, may fail", "post"]
+)
+def test_a_hook_whose_failure_does_not_end_the_run_makes_it_partial(shop: Shop, labels: dict[str, str]) -> None:
+    shop.add("dumper", "db", **labels)
+    report = shop.run()
+    assert report.outcome is Outcome.PARTIAL
+    assert [reason.code for reason in report.reasons] == ["hook_failed"]
+    assert [(group.group, group.outcome) for group in report.groups] == [("shop", Outcome.PARTIAL)]
+    assert {volume.volume for volume in report.volumes if volume.outcome is Outcome.GOOD} == {"db", "files"}
+    manifest = json.loads(_read(shop.stores["memory"], f"{report.set}/manifest.json"))
+    assert manifest["outcome"] == "partial"
+    assert shop.frozen() == []
+
+
+def test_a_freeze_that_fails_is_the_first_reason_and_a_post_hook_that_fails_too_the_second(shop: Shop) -> None:
+    shop.add("dumper", "db", post="exit 2")
+    shop.engine.fail("pause", "db", EngineDenied("db cannot be frozen"))
+    report = shop.run()
+    assert [reason.code for reason in report.reasons] == ["engine_denied", "hook_failed"]
+    assert shop.engine.unfired == []
+
+
+def test_a_run_told_to_stop_while_it_reads_runs_the_post_hooks(shop: Shop) -> None:
+    shop.add("dumper", "db", post=f"touch {shop.directory}/post")
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying":
+            shop.cancelled.set()
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.INTERRUPTED
+    assert (shop.directory / "post").exists()
+    assert not (shop.directory / "state" / "journal.json").exists()
+
+
+def test_nobody_runs_hooks_for_volumes_that_cannot_be_read(shop: Shop) -> None:
+    shop.add("dumper", "db", pre="true")
+    for volume in ("db", "files"):
+        shop.data(volume).rename(shop.directory / f"gone-{volume}")
+    shop.run()
+    assert shop.engine.executed == []
+
+
+def test_a_dead_man_stands_by_before_the_first_hook_runs(shop: Shop) -> None:
+    shop.add("dumper", "db", pre="true")
+    shop.run()
+    calls = shop.engine.calls
+    assert calls.index(("output", "deadman-0")) < calls.index(("execute", "dumper"))

@@ -74,6 +74,7 @@ def test_a_good_run_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
     }
     assert "good: set backup-20260102_030000, in 41.3 s" in done.stdout
     assert "shop: shop-db-1, shop-web-1 paused for 182 ms" in done.stdout
+    assert "shop: not paused, as `plan` explains: shop-cache-1" in done.stdout
     assert "lies in local" in done.stdout
     assert "shop-web-1: /srv/uploads (a bind mount)" in done.stdout
     assert done.stderr == ""
@@ -286,6 +287,8 @@ def test_plan_names_groups_who_is_quiesced_and_how_what_is_left_out_and_why(daem
         "group shop",
         "/var/lib/docker/volumes/shop_data/_data",
         "shop-db-1  pause        BACKUP_QUIESCE",
+        "pre   shop-db-1  pg_dump > /dump/[all]  10 min 0 s  the group fails",
+        "post  shop-db-1  rm /dump/*             10 min 0 s  the run is partial",
         "no container can write to it",
         "nfs     it is not mounted  mount it",
         "shop-web-1: /srv/uploads (a bind mount)",

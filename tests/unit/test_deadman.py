@@ -221,3 +221,53 @@ def test_helpers_that_were_never_started_are_buried_by_their_name_and_no_others(
         "other-backup-helper-0a1b2c",
         "backup-helper-0000aa",
     }
+
+
+# --- post hooks ------------------------------------------------------------------------------------------------------
+
+
+def owe_post_hook(scene: Scene, command: str) -> None:
+    owed = {"id": scene.db.id, "name": "db", "started_at": scene.db.started_at, "command": command, "timeout": 60.0}
+    scene.journal.owe("post_hooks", {"run": RUN, "group": "shop", "hooks": [owed]})
+
+
+def test_it_runs_the_post_hooks_that_the_sidecar_owed_once_all_is_thawed(scene: Scene, tmp_path: Path) -> None:
+    owe_post_hook(scene, f"touch {tmp_path}/ran")
+    scene.freeze()
+    scene.then = {5.0: lambda: scene.engine.kill("backup")}
+    assert scene.stand_by() == ["db"]
+    assert (tmp_path / "ran").exists()
+    assert scene.engine.calls.index(("unpause", "db")) < scene.engine.calls.index(("execute", "db"))
+    assert scene.said[-1] == "hook_finished: db: good"
+    assert "post_hooks" in scene.journal.path.read_text()  # which is the sidecar's to write
+
+
+def test_a_sidecar_that_dies_in_its_hooks_leaves_the_post_hooks_to_it(scene: Scene, tmp_path: Path) -> None:
+    owe_post_hook(scene, f"touch {tmp_path}/ran")
+    scene.then = {5.0: lambda: scene.engine.kill("backup")}
+    assert scene.stand_by() == []
+    assert (tmp_path / "ran").exists()
+
+
+def test_hooks_that_take_longer_than_a_freeze_may_last_disturb_nobody(scene: Scene, tmp_path: Path) -> None:
+    owe_post_hook(scene, f"touch {tmp_path}/ran")
+    scene.then = {500.0: scene.journal.path.unlink, 501.0: lambda: scene.engine.remove("backup")}
+    assert scene.stand_by() == []
+    assert scene.time >= 501
+    assert not (tmp_path / "ran").exists()
+
+
+def test_time_in_hooks_does_not_put_off_the_end_of_a_lease(scene: Scene, tmp_path: Path) -> None:
+    owe_post_hook(scene, f"touch {tmp_path}/ran")
+    scene.then = {100.0: scene.freeze}
+    assert scene.stand_by() == ["db"]
+    assert 100 + LEASE + GRACE <= scene.time < 100 + LEASE + GRACE + 10
+
+
+def test_an_engine_that_goes_away_ends_the_dead_man_with_a_sentence(scene: Scene, tmp_path: Path) -> None:
+    owe_post_hook(scene, f"touch {tmp_path}/ran")
+    scene.engine.kill("backup")
+    scene.engine.fail("execute", "db", EngineUnreachable("nothing answers"))
+    assert scene.stand_by() == []
+    assert scene.said[-1] == "nothing answers"
+    assert scene.engine.unfired == []

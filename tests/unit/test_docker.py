@@ -16,7 +16,8 @@ import pytest
 
 from sidecar.engine import docker
 from sidecar.engine.docker import DockerEngine, connect, own_identifiers, serves_engine
-from sidecar.errors import EngineDenied, EngineError, EngineUnreachable
+from sidecar.engine.port import Executed
+from sidecar.errors import ContainerGone, EngineDenied, EngineError, EngineUnreachable
 from sidecar.model import Container, Mount
 from tests.contract.fake_engine import FakeEngine
 
@@ -217,6 +218,55 @@ def test_the_cgroup_comes_first_because_a_shared_network_shares_those_mounts() -
 
 def test_on_a_host_there_is_no_such_id() -> None:
     assert own_identifiers("0::/user.slice\n", "22 1 8:1 / / rw - ext4 /dev/sda rw\n", "") == []
+
+
+# --- commands in containers -----------------------------------------------------------------------------------------
+
+
+def run_command(impostor: Impostor, waiting: Callable[[], bool] = lambda: True) -> Executed:
+    impostor.answers["POST /containers/db/exec"] = (201, {"Id": "e1"})
+    impostor.answers.setdefault("GET /exec/e1/json", (200, {"Running": False, "ExitCode": 4}))
+    return impostor.engine().execute("db", ["true"], waiting=waiting)
+
+
+def frame(kind: int, text: bytes) -> bytes:
+    return bytes([kind, 0, 0, 0]) + len(text).to_bytes(4, "big") + text
+
+
+def test_what_a_command_writes_to_both_streams_is_taken_out_of_the_frames(impostor: Impostor) -> None:
+    impostor.answers["POST /exec/e1/start"] = (200, frame(1, b"out\n") + frame(2, "gr\u00fc\u00df \xff".encode()))
+    assert run_command(impostor) == Executed(4, "out\ngr\u00fc\u00df \xff")
+
+
+def test_an_engine_that_never_answers_a_command_is_not_waited_for_longer_than_asked(impostor: Impostor) -> None:
+    impostor.answers["POST /exec/e1/start"] = (0, None)
+    asked: list[None] = []
+
+    def waiting() -> bool:
+        asked.append(None)
+        return len(asked) < 3
+
+    assert run_command(impostor, waiting) == Executed(None, "")
+
+
+def test_an_engine_that_hangs_up_on_a_command_is_unreachable(impostor: Impostor) -> None:
+    impostor.answers["POST /exec/e1/start"] = None
+    with pytest.raises(EngineUnreachable):
+        run_command(impostor)
+
+
+def test_a_proxy_that_lets_no_command_start_is_named_with_the_path(impostor: Impostor) -> None:
+    impostor.answers["POST /exec/e1/start"] = (403, b"Forbidden")
+    with pytest.raises(EngineDenied, match="POST /exec/e1/start"):
+        run_command(impostor)
+
+
+def test_a_command_whose_container_was_removed_meanwhile_finds_it_gone(impostor: Impostor) -> None:
+    impostor.answers["POST /exec/e1/start"] = (200, b"")
+    impostor.answers["GET /exec/e1/json"] = (404, {"message": "No such exec instance: e1"})
+    impostor.answers["GET /containers/db/json"] = (404, {"message": "No such container: db"})
+    with pytest.raises(ContainerGone):
+        run_command(impostor)
 
 
 # --- which container carries our connection --------------------------------------------------------------------------

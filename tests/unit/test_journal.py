@@ -183,3 +183,44 @@ def test_setting_a_damaged_journal_aside_keeps_its_bytes_for_a_person(journal: J
     aside = journal.set_aside()
     assert aside.read_bytes() == b"garbage"
     assert journal.read() is None
+
+
+# --- what is owed besides --------------------------------------------------------------------------------------------
+
+
+def test_what_else_is_owed_stands_on_disk_beside_what_is_frozen_and_outlives_it(journal: Journal) -> None:
+    journal.owe("post_hooks", ["thaw the page"])
+    begin(journal)
+    document = json.loads(journal.path.read_text())
+    assert (document["post_hooks"], len(document["frozen"])) == (["thaw the page"], 2)
+    journal.clear()
+    entry = Journal(journal.path).read()
+    assert entry is not None
+    assert (entry.run, entry.group, entry.frozen) == ("run-1", "shop", ())
+    assert entry.others == {"post_hooks": ["thaw the page"]}
+
+
+def test_what_is_settled_is_owed_no_more_and_the_last_takes_the_file_with_it(journal: Journal) -> None:
+    journal.owe("post_hooks", ["one", "two"])
+    journal.owe("something_else", {"kept": True})
+    journal.owe("post_hooks", ["two"])
+    assert json.loads(journal.path.read_text())["post_hooks"] == ["two"]
+    journal.settle("post_hooks")
+    assert json.loads(journal.path.read_text())["something_else"] == {"kept": True}
+    journal.settle("something_else")
+    assert not journal.path.exists()
+    journal.settle("something_else")
+
+
+def test_settling_a_debt_leaves_what_is_frozen(journal: Journal) -> None:
+    journal.owe("post_hooks", ["one"])
+    begin(journal)
+    journal.settle("post_hooks")
+    entry = journal.read()
+    assert entry is not None
+    assert (entry.frozen, entry.others) == ((DB, WEB), {})
+
+
+def test_a_debt_that_cannot_be_written_down_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(JournalUnwritable):
+        Journal(tmp_path / "missing" / "journal.json").owe("post_hooks", ["one"])

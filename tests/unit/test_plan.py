@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import NotFound
-from sidecar.model import Container, ContainerState, Mount, Quiesce, Volume
+from sidecar.model import Container, ContainerState, Hooks, Mount, Quiesce, Volume
 from sidecar.plan import Group, Plan, Selection, Surroundings, can_write, make_plan
 
 ROOT = "/var/lib/docker/volumes"
@@ -639,6 +639,64 @@ def test_our_own_containers_leave_nothing_unprotected() -> None:
     assert unprotected(plan(own)) == []
 
 
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_say_what_is_run_before_and_after_for_how_long_and_what_a_failure_means() -> None:
+    labels = {
+        "backup.pre": " pg_dump -f /dump/new ",
+        "backup.post": "rm -f /dump/new",
+        "backup.hook-timeout": "1h30m",
+        "backup.on-hook-failure": "Continue",
+    }
+    made = plan(volume("db"), container("app", named("db"), **labels), container("plain", named("db")))
+
+    assert made.warnings == ()
+    assert the_group(made, "db").has_hooks
+    assert the_group(made, "db").hooks_of("id-of-app") == Hooks(
+        "pg_dump -f /dump/new", "rm -f /dump/new", timeout=5400.0, abort=False
+    )
+    assert the_group(made, "db").hooks_of("id-of-plain") == Hooks(pre="", post="", timeout=60.0, abort=True)
+    assert [each["hooks"] for each in made.as_json()["groups"][0]["containers"]] == [
+        {"pre": "pg_dump -f /dump/new", "post": "rm -f /dump/new", "timeout_ms": 5_400_000, "on_failure": "continue"},
+        None,
+    ]
+
+
+@pytest.mark.parametrize("quiesce", ["none", "stop"])
+def test_whoever_is_not_paused_has_its_hooks_too(quiesce: str) -> None:
+    labels = {"backup.pre": "dump", "backup.quiesce": quiesce}
+    made = plan(volume("db"), container("app", named("db"), **labels), protected={"id-of-app": "a proxy"})
+
+    assert the_group(made, "db").hooks_of("id-of-app").pre == "dump"
+
+
+def test_without_hooks_a_group_has_none() -> None:
+    made = plan(volume("db"), container("app", named("db"), **{"backup.hook-timeout": "5s"}))
+
+    assert not the_group(made, "db").has_hooks
+    assert made.as_json()["groups"][0]["containers"][0]["hooks"] is None
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "taken"),
+    [
+        ("backup.hook-timeout", "90", Hooks("dump", timeout=60.0)),
+        ("backup.hook-timeout", "0s", Hooks("dump", timeout=60.0)),
+        ("backup.on-hook-failure", "ignore", Hooks("dump", abort=True)),
+    ],
+)
+def test_a_hooks_label_that_is_not_understood_is_named_and_taken_as_by_default(
+    label: str, text: str, taken: Hooks
+) -> None:
+    made = plan(volume("db"), container("app", named("db"), **{"backup.pre": "dump", label: text}))
+
+    (warning,) = made.warnings
+    assert "container app" in warning
+    assert f"{label}={text}" in warning
+    assert the_group(made, "db").hooks_of("id-of-app") == taken
+
+
 # --- the JSON of `plan` ----------------------------------------------------------------------------------------------
 
 
@@ -661,7 +719,9 @@ def test_the_json_of_a_plan_says_every_verdict() -> None:
                         "path": "/volumes/shop_db/_data",
                     }
                 ],
-                "containers": [{"container": "shop-db-1", "quiesce": "pause", "why": "by default"}],
+                "containers": [
+                    {"container": "shop-db-1", "quiesce": "pause", "why": "by default", "hooks": None},
+                ],
             }
         ],
         "skipped": [{"volume": "cache", "code": "excluded", "why": "BACKUP_EXCLUDE names it", "hint": ""}],

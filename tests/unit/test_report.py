@@ -174,7 +174,15 @@ def test_the_report_of_a_run_is_the_object_of_the_interface_key_by_key() -> None
                 "location": "",
             },
         },
-        "groups": [{"group": "shop", "containers": ["shop-db-1", "shop-web-1"], "paused_ms": 131.4, "outcome": "good"}],
+        "groups": [
+            {
+                "group": "shop",
+                "containers": ["shop-db-1", "shop-web-1"],
+                "paused_ms": 131.4,
+                "outcome": "good",
+                "unfrozen": [],
+            }
+        ],
         "volumes": [
             {
                 "volume": "db",

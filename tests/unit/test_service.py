@@ -1091,7 +1091,7 @@ JUMPS = st.dictionaries(
 @settings(max_examples=100, deadline=None)
 @given(schedule=st.sampled_from(PERIODS), begins=st.integers(0, 1439), jumps=JUMPS)
 def test_however_the_clock_jumps_what_became_due_is_run_once_when_it_is_next_looked_at(schedule, begins, jumps):
-    """Against the due minutes that the clock passes between two looks at it, if they lie after the last that was run."""
+    """Against the due minutes that the clock passes between two looks at it, after the last that was run."""
     expression, period = schedule
     start = NOON + timedelta(minutes=begins)
     clock = SimulatedClock(start, start, dict(jumps), least_waits=200)
