@@ -101,14 +101,30 @@ class Consignment:
 
         self._try(send)
 
+    def room_within(self, timeout: float) -> bool:
+        """Whether `deliver` would not wait for the store, or not for long, after at most `timeout` seconds."""
+        return self._upload is None or self._upload.room_within(timeout)
+
+    def sent_within(self, timeout: float) -> bool:
+        """Whether `finish` would not wait for parts under way, after at most `timeout` seconds."""
+        return self._upload is None or self._upload.sent_within(timeout)
+
+    def flush(self) -> None:
+        """Send what is left of the object; blocks like `deliver`. `finish` does so too, and waits for it."""
+
+        def send() -> None:
+            assert self._upload is not None
+            assert self._parts is not None
+            for number, data in self._parts.end():
+                self._upload.put(number, data)
+
+        self._try(send)
+
     def finish(self, size: int, crc32: int) -> None:
         """Complete the object; size and crc32 are what it must be. The store has vouched for it when this returns."""
 
         def complete() -> None:
             assert self._upload is not None
-            assert self._parts is not None
-            for number, data in self._parts.end():
-                self._upload.put(number, data)
             stored = self._upload.complete()
             self._upload = None
             # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
@@ -122,6 +138,7 @@ class Consignment:
                 )
             self.bytes_uploaded += stored.size
 
+        self.flush()
         self._try(complete)
 
     def send_file(self, key: str, path: Path) -> None:

@@ -19,6 +19,8 @@ from sidecar.jobs.ownership import Claimant
 from sidecar.stores.port import MEBIBYTE, Store
 
 _CHUNK = 8 * MEBIBYTE
+# Seconds between looks at whether we are told to stop: a part may hang for as long as the store's time-out.
+_LOOK_EVERY = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def ship(set_name: str, tools: ShipTools, follow: Follow, cancelled: threading.E
 
     Afterwards the target has all of the set or nothing that counts. Raises NotFound when the source has that set no
     more, its StoreError when it is away; SetInvalid or ChecksumMismatch, which name the source, when its copy is
-    damaged; the target's StoreError; Interrupted within a part's time once `cancelled` is set.
+    damaged; the target's StoreError; Interrupted within seconds once `cancelled` is set.
     """
     source, target = tools.source, tools.target
     document = _manifest(source, set_name)
@@ -102,7 +104,7 @@ class _Journey:
             self._consignment.begin(key, described.size)
             with self._source.open(key, length=found.size, if_match=found.entity) as stored:
                 while chunk := stored.read(_CHUNK):
-                    self.check()
+                    self._wait(self._consignment.room_within)
                     crc32, size = isal_zlib.crc32(chunk, crc32), size + len(chunk)
                     self._consignment.deliver(chunk)
                     self._done += len(chunk)
@@ -114,7 +116,9 @@ class _Journey:
                 f"{key} has {size} bytes, crc32:{crc32:08x}, and {described.size} bytes, crc32:{described.crc32}, "
                 "in the manifest"
             )
-        self.check()
+        self._wait(self._consignment.room_within)
+        self._consignment.flush()
+        self._wait(self._consignment.sent_within)
         self._consignment.finish(described.size, crc32)
 
     def check(self) -> None:
@@ -123,6 +127,11 @@ class _Journey:
             raise self._consignment.error
         if self._cancelled.is_set() and not self._consignment.committed:
             raise Interrupted("the shipment was told to stop", hint="nothing to do: it is tried again later")
+
+    def _wait(self, within: Callable[[float], bool]) -> None:
+        while not within(_LOOK_EVERY):
+            self.check()
+        self.check()
 
     def _damaged(self, what: str) -> ChecksumMismatch:
         return ChecksumMismatch(

@@ -76,6 +76,17 @@ class PooledUpload(AbortingUpload):
         """Copy a range inside the store; crc32 is what it should have, as the index says. Blocks like `put`."""
         self._submit(partial(self._copy, number, source, offset, length, crc32))
 
+    def room_within(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until a part can be put without blocking; whether it can."""
+        if not self._room.acquire(timeout=timeout):
+            return False
+        self._room.release()
+        return True
+
+    def sent_within(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until no part is under way; whether that is so."""
+        return not wait(self._snapshot(), timeout=timeout).not_done
+
     def complete(self, numbers: Sequence[int] | None = None) -> Stored:
         """Wait for the parts, then make the object of those named (default: all), in ascending order.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,6 +315,48 @@ def test_a_store_that_is_back_gets_the_set_that_it_missed_and_nobody_is_frozen_f
     restored = s3.restore(sidecar.prefix, report["set"], shop.volume)
     assert s3.on_host('cat "$1/d/file" && readlink "$1/link"', restored).out == "content\nd/file\n"
     s3.forget(restored)
+
+
+def test_a_sidecar_that_is_stopped_or_killed_while_it_ships_leaves_nothing_and_ships_again(
+    machine: Machine, make_sidecar: SidecarMaker, s3: S3
+) -> None:
+    volume = machine.volume("shipped")
+    app = machine.run(
+        "shipped-app", ["sh", "-c", "head -c 30M /dev/urandom > /data/f; sleep infinity"], "-v", f"{volume}:/data"
+    )
+    slow = RELAY.replace("sink.sendall(data)", "sink.sendall(data); time.sleep(0.3)").replace(
+        "import ", "import time, "
+    )
+    sidecar = make_sidecar("shipping", include=[volume])
+    away = {"AWS_ENDPOINT_URL_S3": "http://slow-store:8333", "AWS_MAX_ATTEMPTS": "2", "BACKUP_STORES": "s3,local"}
+    try:
+        size = ("exec", app, "stat", "-c", "%s", "/data/f")
+        wait_until(lambda: docker(*size, check=False).out == f"{30 * 1024 * 1024}\n", "the file is there")
+        sidecar.up(away)
+        report = sidecar.report(code=3)
+        machine.run("slow", ["python3", "-c", slow], "--network", s3.network, "--network-alias", "slow-store")
+        for stop, code in ((("stop", "--time", "10"), 0), (("kill",), 137)):
+            sidecar.up()
+            wait_until(lambda: f"{report['set']}/{volume}.tar.gz" in "".join(s3.pending(sidecar.prefix)), "it ships")
+            assert sidecar.verb("status", "--json").json()["state"] == "shipping"
+            began = time.monotonic()
+            docker(*stop, sidecar.name)
+            assert time.monotonic() - began < 9
+            assert inspect(sidecar.name)["State"]["ExitCode"] == code
+            assert [key for key in s3.keys(sidecar.prefix) if key != "owner.json"] == []
+            assert code == 137 or s3.pending(sidecar.prefix) == []
+
+        sidecar.up(AWS_ENDPOINT_URL_S3=ENDPOINT)
+        wait_until(lambda: not pending(sidecar), "the set is shipped")
+        assert s3.pending(sidecar.prefix) == []
+        assert sidecar.verb("status", "--check").code == 0
+        restored = s3.restore(sidecar.prefix, report["set"], volume)
+        here = s3.on_host('sha256sum < "$1/f"', restored).out
+        assert here == docker("exec", app, "sh", "-c", "sha256sum < /data/f").out
+        s3.forget(restored)
+    finally:
+        machine.remove(machine.name("slow"), app)
+        sidecar.down()
 
 
 # --- one sidecar for each engine -------------------------------------------------------------------------------------

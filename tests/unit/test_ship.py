@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -356,6 +357,45 @@ def test_told_to_stop_at_any_step_it_leaves_nothing_and_goes_another_day(route: 
     route.cancelled.clear()
     route.ship()
     route.assert_whole()
+
+
+@pytest.mark.parametrize("hanging", [1, 2, 3])
+def test_told_to_stop_while_parts_hang_it_does_not_wait_for_them(route: Route, hanging: int) -> None:
+    """With two threads: the last part hangs and is waited for, two do, or so many that there is no room for a third."""
+    release, hung = threading.Event(), threading.Semaphore(0)
+    whole = -(-len(ARCHIVE) // (8 * MEBIBYTE))
+
+    class Hanging(ScriptedStore):
+        def begin(self, key: str, **options: Any) -> Any:
+            upload = super().begin(key, **options)
+            put = upload.put
+
+            def stuck(number: int, data: bytes | memoryview, crc32: int) -> None:
+                if number > whole - hanging:
+                    hung.release()
+                    release.wait(25)
+                put(number, data, crc32)
+
+            upload.put = stuck  # type: ignore[method-assign]
+            return upload
+
+    def stop_when_they_hang() -> None:
+        for _ in range(min(hanging, 2)):
+            assert hung.acquire(timeout=30)
+        route.cancelled.set()
+
+    stopper = threading.Thread(target=stop_when_they_hang)
+    stopper.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(Interrupted):
+            route.ship(target=Hanging(route.target, Script()))
+        assert time.monotonic() - began < 20
+    finally:
+        release.set()
+        stopper.join()
+    route.assert_nothing_counts()
+    assert list(route.target.pending()) == []
 
 
 def test_only_parts_of_a_set_are_in_memory_at_once(tmp_path: Path) -> None:
