@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +74,11 @@ class Shop:
         self.second += 1
 
     def run(
-        self, *named: str, selection: Selection | None = None, follow: Callable[[Progress], None] | None = None
+        self,
+        *named: str,
+        selection: Selection | None = None,
+        follow: Callable[[Progress], None] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> RunReport:
         def plan(named: tuple[str, ...]) -> Any:
             own = [Mount("volume", "", str(self.data(v.name)), False, v.name) for v in self.engine.volumes()]
@@ -109,7 +113,7 @@ class Shop:
             emit=self.emit,
             now=self.tick,
         )
-        return backup(named, {"why": "test"}, tools, follow or self.progress.append, self.cancelled)
+        return backup(named, tags or {"why": "test"}, tools, follow or self.progress.append, self.cancelled)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         return [fields for name, fields in self.events if name == event]
