@@ -51,7 +51,10 @@ class Emit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is. phase: `planning`, `freezing`, `copying`, `packing`, `committing`; sizes in bytes.
+    """Where a run is. Sizes in bytes.
+
+    phase: `planning`, `copying` (the application runs), `freezing`, `comparing` (it stands still), `packing`,
+    `committing`.
 
     total_bytes is 0 while it is not known.
     """

@@ -196,7 +196,7 @@ def test_all_dependents_are_frozen_while_files_are_read(shop: Shop) -> None:
     seen: list[list[str]] = []
 
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying":
+        if progress.phase == "comparing":
             seen.append(sorted(shop.frozen()))
 
     shop.run(follow=follow)
@@ -206,7 +206,7 @@ def test_all_dependents_are_frozen_while_files_are_read(shop: Shop) -> None:
 
 def test_a_container_restarted_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying" and progress.volume == "files":
+        if progress.phase == "comparing" and progress.volume == "files":
             shop.engine.restart("db")
 
     report = shop.run(follow=follow)
@@ -220,7 +220,7 @@ def test_a_container_restarted_in_the_freeze_leaves_the_group_uncommitted(shop: 
 
 def test_a_new_writer_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying" and progress.volume == "files":
+        if progress.phase == "comparing" and progress.volume == "files":
             shop.engine.run("intruder", volumes={"db": "/x"})
 
     report = shop.run(follow=follow)
@@ -288,7 +288,7 @@ def test_a_spool_too_small_is_found_before_anything_is_frozen(shop: Shop) -> Non
 
 def test_a_run_told_to_stop_while_it_reads_thaws_and_stores_nothing(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying":
+        if progress.phase == "comparing":
             shop.cancelled.set()
 
     report = shop.run(follow=follow)

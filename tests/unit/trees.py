@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.archive.capture import Capture, capture
+from sidecar.archive.copies import Copies
 from sidecar.archive.index import IndexedBlock
 from sidecar.archive.spool import SpoolSpace
 from sidecar.archive.writer import ArchiveSummary, read_index_file, write_archive
@@ -47,7 +48,7 @@ def pack(root: Path, to: Path, *, check: Callable[[], None] = lambda: None) -> P
     to.mkdir(exist_ok=True)
     archive, index = to / "v.tar.gz", to / "v.index.jsonl.gz"
     with SpoolSpace(to / "spool").new("v") as spool, archive.open("wb") as out:
-        captured = capture(os.fspath(root), spool, check, lambda _: None)
+        captured = capture(os.fspath(root), Copies(spool), check, lambda _: None)
         summary = write_archive(
             captured, lambda block: _write(out, block), index, volume="v", set_name="s", level=2, threads=2, check=check
         )
