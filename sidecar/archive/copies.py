@@ -142,9 +142,9 @@ class Copies:
         return entry, still
 
     def _room(self, known: _Copy | None, length: int, hashes: bytearray) -> tuple[Range, ...]:
-        """Room for `length` bytes: what the copy has, cut off or with more behind it. A chunk lies in one piece.
+        """Room for `length` bytes: what the copy has, cut off or with more behind it.
 
-        Forgets the hashes of chunks that are not there any more.
+        Forgets the hashes of what is not there any more.
         """
         ranges = []
         have = 0
@@ -152,15 +152,9 @@ class Copies:
             if run := min(most, length - have):
                 ranges.append(Range(position, run))
                 have += run
+        del hashes[-(-have // CHUNK) * _HASH :]
         if have < length:
-            if part := have % CHUNK:
-                position, run = ranges.pop()
-                have -= part
-                if run > part:
-                    ranges.append(Range(position, run - part))
-            del hashes[have // CHUNK * _HASH :]
             ranges.append(Range(self.spool.allot(length - have), length - have))
-        del hashes[-(-length // CHUNK) * _HASH :]
         return tuple(ranges)
 
     def _slice(
