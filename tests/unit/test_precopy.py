@@ -164,7 +164,8 @@ def edit(root: Path, what: str, one: int, other: int, size: int) -> None:
     with contextlib.suppress(OSError, shutil.Error):
         match what:
             case "new file":
-                (directory / f"file-{one}").write_bytes(data)
+                with (directory / f"file-{one}").open("xb") as file:  # a fifo of that name would hold us up
+                    file.write(data)
                 return
             case "new directory":
                 (directory / f"directory-{one}").mkdir()
