@@ -12,11 +12,12 @@ import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from sidecar.archive.copies import Copies, same, signature_of
+from sidecar.archive.copies import READERS, Copies, same, signature_of
 from sidecar.archive.entry import Entry, Kind, kind_of
 from sidecar.archive.spool import Spool
 from sidecar.errors import SidecarError, VolumeUnavailable, VolumeUnreadable
@@ -106,7 +107,7 @@ def precopy(root: str, copies: Copies, check: Callable[[], None], copied: Callab
     Nothing that changes on the way is an error: a later walk meets it again. check, copied: as for `capture`.
     Raises what check raises, SpoolFull, VolumeUnavailable, VolumeUnreadable.
     """
-    walk = _Walk(copies, check, copied, last=False)
+    walk = _Walk(copies, check, copied)
     top = _open_root(root)
     try:
         walk.run(top)
@@ -121,17 +122,18 @@ def precopy(root: str, copies: Copies, check: Callable[[], None], copied: Callab
 def capture(root: str, copies: Copies, check: Callable[[], None], copied: Callable[[int], None]) -> Capture:
     """Bring the copies of the tree below `root` up to date for the last time, as one walk; all that it found.
 
-    check: called often (each directory, mebibyte, 128 entries); raises to stop (budget spent, told to stop).
+    check: called often (each directory, 4 MiB, 128 entries); raises to stop (budget spent, told to stop).
     copied: told the bytes read since its last call, as often.
     Raises what check raises, SpoolFull, VolumeUnavailable, VolumeUnreadable.
     """
-    walk = _Walk(copies, check, copied, last=True)
-    top = _open_root(root)
-    try:
-        with _no_garbage_collection():
-            walk.run(top)
-    except OSError as exc:
-        raise _unreadable(root, exc, walk.path) from exc
+    with ThreadPoolExecutor(READERS, thread_name_prefix="compare") as readers:
+        walk = _Walk(copies, check, copied, readers)
+        top = _open_root(root)
+        try:
+            with _no_garbage_collection():
+                walk.run(top)
+        except OSError as exc:
+            raise _unreadable(root, exc, walk.path) from exc
     copies.spool.flush()
     return walk.capture
 
@@ -247,16 +249,23 @@ class _Descent:
 
 
 class _Walk:
-    """One walk of `precopy`, or the last one, of `capture`."""
+    """One walk of `precopy`, or the last one, of `capture`, which has readers."""
 
-    def __init__(self, copies: Copies, check: Callable[[], None], copied: Callable[[int], None], *, last: bool) -> None:
+    def __init__(
+        self,
+        copies: Copies,
+        check: Callable[[], None],
+        copied: Callable[[int], None],
+        readers: Executor | None = None,
+    ) -> None:
         self.capture = Capture(copies.spool)
         self.path = b""  # for error messages
         self._copies = copies
         self._check = check
         self._copied = copied
-        self._last = last
-        self._gone = _REPLACED if last else _PASSING
+        self._readers = readers
+        self._last = readers is not None
+        self._gone = _REPLACED if self._last else _PASSING
         self._untold = 0
         self._first_names: dict[tuple[int, int], bytes] = {}
         self._directories: list[Entry] = []
@@ -329,7 +338,7 @@ class _Walk:
                 self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(before), first))
                 return
             attributes = _attributes(descriptor)
-            entry, still = self._copies.bring(descriptor, before, path, attributes, self._read, last=self._last)
+            entry, still = self._copies.bring(descriptor, before, path, attributes, self._read, self._readers)
             if not still:
                 self.capture.changed.append(path)
         finally:

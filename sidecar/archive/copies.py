@@ -14,7 +14,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
+from itertools import islice
 
 from xxhash import xxh3_128_digest
 
@@ -27,6 +29,9 @@ CHUNK = 32 * 1024  # databases write pages of 4 to 16 KiB; smaller chunks cost m
 SLICE = 32 * CHUNK  # read at once
 _HASH = 16
 _SECTOR = 512  # the unit of st_blocks, whatever the file system's block is
+
+READERS = 2  # more were no faster: memory is the bound, and the frozen application needs no core
+_SHARE = 4  # slices: what one reader compares at a time; files of no more are not shared
 
 _MOST_ROUNDS = 6
 _LITTLE = 8 * 1024 * 1024  # bytes: written in a few milliseconds
@@ -42,6 +47,9 @@ def another_round(written: Sequence[int], seconds: float) -> bool:
         return not written or written[0] > _LITTLE
     shrinks = written[-1] < 0.7 * written[-2]
     return written[-1] > _LITTLE and shrinks and len(written) < _MOST_ROUNDS and seconds < _LONG
+
+
+_Slice = tuple[int, list[tuple[int, int]]]  # where it begins in the stream; offsets and lengths in the file
 
 
 @dataclass(slots=True)
@@ -62,7 +70,7 @@ class Copies:
         self._known: dict[tuple[int, int], _Copy] = {}
         self._synced_ns: int | None = None
         self._device = -1
-        self._buffer = memoryview(bytearray(SLICE))
+        self._buffers = [memoryview(bytearray(SLICE)) for _ in range(READERS)]
 
     def sync(self, root: int, now_ns: int) -> None:
         """Write out what the volume's file system holds back, so that what is read from now on may count as settled.
@@ -103,14 +111,14 @@ class Copies:
         path: bytes,
         attributes: tuple[tuple[bytes, bytes], ...],
         read: Callable[[int], None],
-        *,
-        last: bool,
+        last_readers: Executor | None,
     ) -> tuple[Entry, bool]:
         """Make the spool hold what an open regular file holds; the entry, and whether the file stood still meanwhile.
 
         before: its status, taken before anything else of it was read. Exactly as many bytes are read as that says;
-        zeros stand for what is no longer there. read: told bytes as they are read; raises to stop. last: as above.
-        Raises OSError of the volume, SpoolFull.
+        zeros stand for what is no longer there. read: told bytes as they are read; raises to stop. last_readers: given
+        when nothing is brought after this; they share the reading of large files. Raises OSError of the volume,
+        SpoolFull.
         """
         identity = (before.st_dev, before.st_ino)
         known = self._known.pop(identity, None)  # until it is whole again, nobody may take it for the file
@@ -121,10 +129,13 @@ class Copies:
         ranges = self._room(known, sum(run.length for run in runs), hashes)
         signature = signature_of(before)
         old = self._synced_ns is not None and before.st_dev == self._device and settled(signature, self._synced_ns)
-        whole = True
-        for at, pieces in _slices(runs):
-            whole = self._slice(descriptor, at, pieces, ranges, hashes, hashing=not (old or last)) and whole
-            read(sum(length for _, length in pieces))
+        stream = _Stream(descriptor, ranges, hashes, hashing=not (old or last_readers))
+        if last_readers and sum(run.length for run in runs) > _SHARE * SLICE:
+            whole = self._bring_shared(stream, runs, read, last_readers)
+        else:
+            whole = True
+            for piece in _slices(runs):
+                whole = self._noted(stream.bring([piece], self._buffers, self.spool.write), read) and whole
         still = same(os.fstat(descriptor), before) and whole
         entry = Entry(
             path,
@@ -137,7 +148,7 @@ class Copies:
             ranges[0].position if ranges else 0,
             ranges if len(ranges) > 1 else (),
         )
-        if not last:
+        if not last_readers:
             self._known[identity] = _Copy(entry, old and still, bytearray() if old and still else hashes)
         return entry, still
 
@@ -157,49 +168,96 @@ class Copies:
             ranges.append(Range(self.spool.allot(length - have), length - have))
         return tuple(ranges)
 
-    def _slice(
-        self,
-        descriptor: int,
-        at: int,
-        pieces: list[tuple[int, int]],
-        ranges: tuple[Range, ...],
-        hashes: bytearray,
-        *,
-        hashing: bool,
+    def _bring_shared(
+        self, stream: _Stream, runs: Sequence[Extent], read: Callable[[int], None], readers: Executor
     ) -> bool:
-        """Bring the stream's bytes from `at` on; False where the file has become shorter."""
-        whole, view = _read(descriptor, pieces, self._buffer)
-        start = 0  # of the chunks to be written
+        """All slices, by several readers at once; whether the file still had all bytes. No reader goes on after it."""
+        self.spool.flush()  # what is held back must not come after what is put at once
+        slices = _slices(runs)
+        under_way = []
+        whole = True
+        try:
+            while batch := list(islice(slices, _SHARE)):
+                under_way.append(readers.submit(stream.bring, batch, self._buffers, self.spool.put))
+            for future in under_way:
+                whole = self._noted(future.result(), read) and whole
+        finally:
+            for future in under_way:
+                future.cancel()
+            wait(under_way)
+        return whole
+
+    def _noted(self, brought: tuple[int, int, bool], read: Callable[[int], None]) -> bool:
+        length, written, whole = brought
+        self.written += written
+        read(length)
+        return whole
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The data of one open file, on its way into its ranges of the spool. hashing: chunks without a hash get one."""
+
+    descriptor: int
+    ranges: tuple[Range, ...]
+    hashes: bytearray
+    hashing: bool
+
+    def bring(
+        self, slices: Iterable[_Slice], buffers: list[memoryview], write: Callable[[memoryview, int], None]
+    ) -> tuple[int, int, bool]:
+        """Bring some slices: bytes read, bytes written, and whether the file still had all of them.
+
+        buffers: one for each thread that is at it.
+        """
+        buffer = buffers.pop()
+        length = written = 0
+        whole = True
+        try:
+            for at, pieces in slices:
+                there, view = _read(self.descriptor, pieces, buffer)
+                length += len(view)
+                whole = whole and there
+                for start, end in self._different(view, at):
+                    self._write(view[start:end], at + start, write)
+                    written += end - start
+        finally:
+            buffers.append(buffer)
+        return length, written, whole
+
+    def _different(self, view: memoryview, at: int) -> Iterator[tuple[int, int]]:
+        """Where the view, which is the stream from `at` on, holds other bytes than the spool; notes the new hashes."""
+        start = 0
         for offset in range(0, len(view), CHUNK):
             chunk = view[offset : offset + CHUNK]
             place = (at + offset) // CHUNK * _HASH
-            known = bytes(hashes[place : place + _HASH])
-            if not known and not hashing:
+            known = self.hashes[place : place + _HASH]
+            if not known and not self.hashing:
                 continue
             found = xxh3_128_digest(chunk)
-            if found == known:
-                self._write(view[start:offset], at + start, ranges)
-                start = offset + len(chunk)
-            else:
-                hashes[place : place + _HASH] = found
-        self._write(view[start:], at + start, ranges)
-        return whole
+            if found != known:
+                self.hashes[place : place + _HASH] = found
+                continue
+            if start < offset:
+                yield start, offset
+            start = offset + len(chunk)
+        if start < len(view):
+            yield start, len(view)
 
-    def _write(self, data: memoryview, at: int, ranges: tuple[Range, ...]) -> None:
-        """Put bytes that begin at `at` in the stream into its ranges of the spool."""
-        self.written += len(data)
-        for position, length in ranges:
-            if not data:
-                return
+    def _write(self, data: memoryview, at: int, write: Callable[[memoryview, int], None]) -> None:
+        """Put bytes that begin at `at` in the stream where they belong in the spool."""
+        for position, length in self.ranges:
             if at < length:
                 run = min(len(data), length - at)
-                self.spool.write(data[:run], position + at)
+                write(data[:run], position + at)
                 data = data[run:]
+                if not data:
+                    return
                 at = length
             at -= length
 
 
-def _slices(runs: Iterable[Extent]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _slices(runs: Iterable[Extent]) -> Iterator[_Slice]:
     """The stream cut at every SLICE bytes: where each slice begins, and the offsets and lengths in the file."""
     at = 0
     room = SLICE

@@ -691,7 +691,7 @@ def test_check_is_asked_often_in_large_files_in_many_files_and_in_many_directori
         captured(root / name, count(name))
         (tmp_path / "volume" / "index").unlink()
     (tmp_path / "large").mkdir()
-    (tmp_path / "large" / "file").write_bytes(bytes(range(256)) * 4096 * 20)
+    (tmp_path / "large" / "file").write_bytes(bytes(range(256)) * 4096 * 80)
     captured(tmp_path / "large", count("large"))
 
     assert asked["empty files"] >= 1000 // 128

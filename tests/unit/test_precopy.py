@@ -13,6 +13,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ from tests.unit.trees import no_descriptor_left
 MEBIBYTE = 1024 * 1024
 HOUR_NS = 3600 * 10**9
 EXT4 = 0xEF53
+
+
+class Stop(Exception):
+    pass
 
 
 class Volume:
@@ -542,6 +547,33 @@ def test_of_a_large_hot_file_only_the_chunks_that_changed_are_written(volume: Vo
 
     assert volume.copies.written == 2 * CHUNK + len(content) % CHUNK
     assert contents(frozen) == {b"large": content}
+
+
+def test_a_comparison_that_is_stopped_leaves_no_reader_at_it(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume.root / "large").write_bytes(os.urandom(40 * MEBIBYTE))
+    volume.round()
+    really = os.preadv
+    readers, under_way = set(), []
+
+    def preadv(*arguments: Any) -> int:
+        readers.add(threading.current_thread())
+        under_way.append(1)
+        try:
+            return really(*arguments)
+        finally:
+            under_way.pop()
+
+    def stop() -> None:
+        if readers:
+            raise Stop
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(Stop):
+        volume.freeze(stop)
+
+    assert len(readers - {threading.current_thread()}) >= 1
+    assert not any(reader.is_alive() for reader in readers - {threading.current_thread()})
+    assert under_way == []
 
 
 def test_a_file_that_grows_keeps_its_copy_and_gets_room_for_the_rest(volume: Volume) -> None:
