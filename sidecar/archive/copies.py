@@ -98,7 +98,18 @@ class Copies:
         """
         identity = (status.st_dev, status.st_ino)
         known = self._known.get(identity)
-        if known is None or not known.settled or known.entry.signature != signature_of(status):
+        if known is None or not known.settled:
+            return None
+        # As signature_of has it, without making one: this is asked for every file inside the freeze.
+        if known.entry.signature != (
+            status.st_ino,
+            status.st_size,
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        ):
             return None
         if last:
             del self._known[identity]
