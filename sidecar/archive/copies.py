@@ -30,11 +30,12 @@ SLICE = 32 * CHUNK  # read at once
 _HASH = 16
 _SECTOR = 512  # the unit of st_blocks, whatever the file system's block is
 
-READERS = 2  # more were no faster: memory is the bound, and the frozen application needs no core
+READERS = 2  # nearly all of it is copying from the page cache, which memory bounds; tried on two cores only
 _SHARE = 4  # slices: what one reader compares at a time; files of no more are not shared
 
 _MOST_ROUNDS = 6
 _LITTLE = 8 * 1024 * 1024  # bytes: written in a few milliseconds
+_SHRINKS = 0.7  # of the round before, or another one would not become shorter
 _LONG = 300.0  # seconds
 
 
@@ -45,7 +46,7 @@ def another_round(written: Sequence[int], seconds: float) -> bool:
     """
     if len(written) < 2:
         return not written or written[0] > _LITTLE
-    shrinks = written[-1] < 0.7 * written[-2]
+    shrinks = written[-1] < _SHRINKS * written[-2]
     return written[-1] > _LITTLE and shrinks and len(written) < _MOST_ROUNDS and seconds < _LONG
 
 

@@ -254,7 +254,10 @@ def test_whatever_changes_in_between_the_capture_is_that_of_a_copy_made_in_the_f
     here = tmp_path_factory.mktemp("any")
     root = here / "volume"
     root.mkdir()
-    constants = {copies_module: {"CHUNK": chunk, "SLICE": 4 * chunk}, spool_module: {"_PAGE": 64, "_LARGE": 1024}}
+    constants = {
+        copies_module: {"CHUNK": chunk, "SLICE": 4 * chunk, "_SHARE": 1},
+        spool_module: {"_PAGE": 64, "_LARGE": 1024},
+    }
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as undo:
         for module, values in constants.items():
             for name, value in values.items():
