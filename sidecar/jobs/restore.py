@@ -12,18 +12,12 @@ import math
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from isal import isal_zlib
-
-from sidecar.archive.index import Block
-from sidecar.archive.reader import read_blocks, unpacked
 from sidecar.archive.unpack import GO, Word
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
@@ -42,7 +36,8 @@ from sidecar.errors import (
     StoreError,
 )
 from sidecar.events import Emit, Follow, Progress
-from sidecar.jobs.catalogue import Catalogue, answered, read_document
+from sidecar.jobs.catalogue import Catalogue, answered
+from sidecar.jobs.fetch import raw_blocks
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, worst
@@ -61,7 +56,6 @@ _FAREWELL = 4.0
 # How long to ask, with the containers kept stopped, what became of a volume, before that is reported.
 _ASKING = 60.0
 _LAST_WORDS = (Word.AS_IT_WAS, Word.EXCHANGED, Word.CLEAN)
-_OTHER_COPY = "verify the set; another set, or another store's copy of it, may be whole"
 _SEE_DISK = "see the disk of the volume"
 
 
@@ -339,7 +333,7 @@ class _Restore:
 
     def _send(self, stored: SetVolume, store: Store, helper: Helper) -> None:
         done = 0
-        for raw in self._raw_blocks(stored, store):
+        for raw in raw_blocks(stored, store, self._tools.threads):
             self._check()
             try:
                 helper.send(raw)
@@ -349,43 +343,6 @@ class _Restore:
             done += len(raw)
             self._follow(Progress("restoring", stored.volume, done, stored.raw_bytes))
         self._word(helper, stored.volume)
-
-    def _raw_blocks(self, stored: SetVolume, store: Store) -> Iterator[bytes]:
-        """The tar stream, block by block, each proven against the index, and the index against the manifest."""
-        index = read_document(store, stored.index.key)
-        if (len(index), f"{isal_zlib.crc32(index):08x}") != (stored.index.size, stored.index.crc32):
-            raise ArchiveDamaged(f"{store.location}/{stored.index.key} is not what was written", hint=_OTHER_COPY)
-        blocks = [each.block for each in read_blocks(index)]
-        told = sum(block.length for block in blocks), sum(block.raw_length for block in blocks)
-        archive = store.head(stored.archive.key)
-        if told != (stored.archive.size, stored.raw_bytes) or archive.size != stored.archive.size:
-            raise ArchiveDamaged(
-                f"{store.location}/{archive.key} has {archive.size} bytes, its index tells of {told[0]}, "
-                f"and the manifest of {stored.archive.size}",
-                hint=_OTHER_COPY,
-            )
-
-        def fetch(block: Block) -> bytes:
-            with store.open(archive.key, offset=block.offset, length=block.length, if_match=archive.entity) as source:
-                data = b"".join(iter(lambda: source.read(block.length), b""))
-            try:
-                return unpacked(block, data)
-            except ArchiveDamaged as error:
-                error.message = f"{store.location}/{archive.key}: {error.message}"
-                raise
-
-        with ThreadPoolExecutor(self._tools.threads, thread_name_prefix="download") as pool:
-            under_way: deque[Future[bytes]] = deque()
-            try:
-                for block in blocks:
-                    under_way.append(pool.submit(fetch, block))
-                    if len(under_way) > self._tools.threads:
-                        yield under_way.popleft().result()
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:
-                for future in under_way:
-                    future.cancel()
 
     # --- helpers and what they say -----------------------------------------------------------------------------------
 
