@@ -304,6 +304,7 @@ def test_json_of_a_plan_is_the_plan_with_what_the_daemon_knows(daemon: DaemonPro
 
     assert document["schedule"] == "0 3 * * *"
     assert document.pop("next_run").endswith("T03:00:00Z")
+    assert document.pop("next_verify").endswith("T05:00:00Z")
     assert document == PLAN | {"schedule": "0 3 * * *"}
 
 
@@ -320,7 +321,7 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     volumes = invoke(daemon, "list", "latest").stdout
     files = invoke(daemon, "list", "latest", "shop_data").stdout
 
-    assert "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3      reason=upgrade" in sets
+    assert "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                reason=upgrade" in sets
     assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
     assert "made on host-1, lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
