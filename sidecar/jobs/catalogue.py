@@ -17,6 +17,9 @@ from sidecar.plan import nearest
 from sidecar.report import Outcome
 from sidecar.stores.port import MEBIBYTE, Store
 
+# The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
+PRE_RESTORE = "pre-restore"
+
 _CHUNK = MEBIBYTE
 _AT_ONCE = 8
 
@@ -35,10 +38,17 @@ class Catalogue:
     marks: Mapping[str, Mapping[str, sets.Marks]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
-    def find(self, name: str) -> sets.Manifest:
-        """The set of that name, or the newest for `latest`. Raises NotFound with the nearest names."""
-        if name == "latest" and self.manifests:
-            return self.manifests[max(self.manifests)]
+    def find(self, name: str, volumes: Sequence[str] = ()) -> sets.Manifest:
+        """The set of that name; for `latest` the newest, that has the volumes, if one has.
+
+        A set that was made before a restore, of what that replaced, is never the latest. Raises NotFound with the
+        nearest names.
+        """
+        if name == "latest":
+            newest = [each for _, each in sorted(self.manifests.items(), reverse=True) if PRE_RESTORE not in each.tags]
+            having = [each for each in newest if {v.volume for v in each.volumes} >= set(volumes)]
+            if found := having or newest:
+                return found[0]
         if not self.manifests and not self.errors:
             raise NotFound(f"there is no set {name!r}, and none at all yet", hint="`run-now` makes one")
         if name not in self.manifests:

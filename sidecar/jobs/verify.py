@@ -31,8 +31,8 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.events import Emit, Follow, Progress
-from sidecar.jobs.catalogue import documents_of_sets, read_document
-from sidecar.jobs.fetch import described_archive, proven_blocks, proven_index
+from sidecar.jobs.catalogue import PRE_RESTORE, documents_of_sets, read_document
+from sidecar.jobs.download import described_archive, proven_blocks, proven_index
 from sidecar.jobs.marks import mark
 from sidecar.jobs.ownership import Claimant
 from sidecar.plan import nearest
@@ -104,7 +104,7 @@ class _Verification:
                     found.setdefault(each, []).append(store)
             except SidecarError as error:
                 errors[name] = error
-        newest = max(found, default=set_name)
+        newest = _latest(found) or set_name
         self._set = newest if set_name == "latest" else set_name
         self._newest = self._set == newest
         if self._set not in found:
@@ -232,7 +232,7 @@ class _Verification:
     def _described(self, store: Store, stored: SetVolume) -> tuple[bytes, Stored]:
         """The index and the archive, of which manifest, index and store tell the same."""
         _vouched(store, stored.index)
-        index = proven_index(stored, store)
+        index = proven_index(store, stored)
         files = crc32 = 0
         blocks = []
         for each in read_blocks(index):
@@ -241,7 +241,7 @@ class _Verification:
             files += len(each.files)
             crc32 = isal_zlib.crc32_combine(crc32, each.block.crc32, each.block.length)
             blocks.append(each.block)
-        archive = described_archive(stored, store, blocks)
+        archive = described_archive(store, stored, blocks)
         if files != stored.files:
             raise ArchiveDamaged(
                 f"the index of {stored.volume} in {store.location} names {files} entries, "
@@ -263,7 +263,7 @@ class _Verification:
         def blocks() -> Iterator[tuple[IndexedBlock, bytes]]:
             nonlocal crc32
             done = 0
-            fetched = proven_blocks(archive, (each.block for each in again), store, self._tools.threads)
+            fetched = proven_blocks(store, archive, (each.block for each in again), threads=self._tools.threads)
             for each, (raw, its_crc32) in zip(indexed, fetched, strict=True):
                 self._check()
                 crc32 = isal_zlib.crc32_combine(crc32, its_crc32, each.block.length)
@@ -315,6 +315,19 @@ class _Verification:
         """Raises Interrupted when told to stop."""
         if self._cancelled.is_set():
             raise Interrupted("the verification was told to stop", hint="the same command verifies; nothing was noted")
+
+
+def _latest(found: Mapping[str, list[Store]]) -> str | None:
+    """The set that `latest` means to a restore, too: the newest but for those that restores had made before them."""
+    for set_name in sorted(found, reverse=True):
+        key = sets.manifest_key(set_name)
+        try:
+            manifest = Manifest.from_json(read_document(found[set_name][0], key), where=key)
+        except SidecarError:
+            return set_name  # whatever is wrong with it is for the verification to say
+        if PRE_RESTORE not in manifest.tags:
+            return set_name
+    return max(found, default=None)
 
 
 def _noted(marks: Marks, verdict: Verified) -> Marks:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sidecar.durable import replace_file
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.service.shipments import Shipment
@@ -83,19 +83,8 @@ class Memory:
             "damaged": remembered.damaged,
             "verify_due": rfc3339(remembered.verify_due) if remembered.verify_due else None,
         }
-        beside = self._path.with_name(self._path.name + ".new")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(json.dumps(document).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            replace_file(self._path, json.dumps(document).encode())
         except OSError as exc:
             self._emit(
                 "memory_unwritten",

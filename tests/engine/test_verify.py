@@ -16,7 +16,7 @@ FILL = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sidecar(machine: Machine, make_sidecar: SidecarMaker) -> Iterator[Sidecar]:
     volume = machine.volume("verify-data")
     app = machine.run("verify-app", ["bash", "-c", FILL], "--volume", f"{volume}:/data")

@@ -147,6 +147,14 @@ def test_latest_is_the_newest_set(bucket: Bucket) -> None:
     assert (report.set, report.newest, report.outcome) == (NEWER, True, Outcome.GOOD)
 
 
+def test_latest_is_not_what_a_restore_had_backed_up_before_it(bucket: Bucket) -> None:
+    document = json.loads(bucket.read(f"{NEWER}/manifest.json"))
+    bucket.store.put(f"{NEWER}/manifest.json", json.dumps(document | {"tags": {"pre-restore": SET}}).encode())
+    report = bucket.verify(QUICK, set_name="latest")
+    assert (report.set, report.newest) == (SET, True)
+    assert not bucket.verify(QUICK, set_name=NEWER).newest
+
+
 def test_a_full_verification_reads_every_byte_and_a_quick_one_no_archive(objects: dict[str, bytes]) -> None:
     opened: list[tuple[str, int]] = []
 
