@@ -135,6 +135,7 @@ class Runs:
         # Since when a scheduled verification has been due that has not come to its end, and when the next one is.
         self._verify_owed = _if_due(remembered.verify_due, now()) if verify_schedule else None
         self._verify_next: datetime | None = None
+        self._verifying = False  # a scheduled one goes on
         self._shipments = Shipments(remembered.pending)
         for shipment in self._shipments.drop_stores_but(stores):
             self._say_dropped(shipment, f"BACKUP_STORES does not name {shipment.store} any more")
@@ -292,7 +293,8 @@ class Runs:
                     pending=self._shipments.pending,
                     last_verify=self._last_verify,
                     damaged=self._damaged,
-                    verify_due=self._verify_owed or self._verify_next,
+                    # One that kills the daemon must not be made again at every start.
+                    verify_due=(None if self._verifying else self._verify_owed) or self._verify_next,
                 )
             self._keep(remembered)
 
@@ -418,6 +420,9 @@ class Runs:
     def _verify(self, ticket: Ticket, request: VerifyRequest) -> VerifyReport:
         """The report of a verification. Raises the reason why there is none, which is logged."""
         over = True
+        with self._changed:
+            self._verifying = ticket.is_scheduled_verification
+        self._remember()
         try:
             report = self._jobs.verify(request, ticket.follow, ticket.cancelled)
         except Interrupted as exc:
@@ -438,6 +443,7 @@ class Runs:
             return report
         finally:
             with self._changed:
+                self._verifying = False
                 if over and ticket.is_scheduled_verification:
                     self._verify_owed = None
             self._remember()

@@ -298,6 +298,20 @@ def test_stopping_the_daemon_in_the_middle_of_a_scheduled_one_is_no_interruption
     assert [each.trigger for each in world.begun] == ["schedule", "schedule"]
 
 
+def test_one_that_kills_the_daemon_is_not_made_again_at_every_start(world: World) -> None:
+    world.time = SUNDAY
+    world.runs.expect_verification(WEEKLY.next_after(SUNDAY))
+    world.ends = world.long
+    world.runs.verify_when_idle(SUNDAY)
+    eventually(lambda: world.begun, "it begins")
+    killed, world.ends = world.runs, lambda _: verified()
+    world.runs = world.start()  # over what the other had remembered when it was killed
+    world.run()
+    assert len(world.begun) == 1
+    killed.interrupt()
+    assert killed.wait_idle(PATIENCE)
+
+
 def test_one_that_was_missed_while_no_daemon_ran_is_made_up_for(world: World) -> None:
     world.runs.interrupt()
     world.time = SUNDAY + timedelta(hours=3)
