@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import threading
 import zlib
@@ -17,9 +18,11 @@ from typing import Any
 import pytest
 
 from sidecar import sets
+from sidecar.archive.index import Block
 from sidecar.errors import Interrupted, NotFound, OwnedByAnotherHost, StoreUnreachable
 from sidecar.events import EVENTS, Progress
 from sidecar.jobs.catalogue import list_sets, read_catalogue, read_document
+from sidecar.jobs.download import proven_blocks
 from sidecar.jobs.marks import keep, mark
 from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.verify import VerifyTools, verify
@@ -173,6 +176,31 @@ def test_a_full_verification_reads_every_byte_and_a_quick_one_no_archive(objects
     steps = [each for each in bucket.progress if each.volume == "db" and each.total_bytes]
     assert len(steps) >= 3
     assert steps[-1].done_bytes == steps[-1].total_bytes
+
+
+def test_blocks_are_fetched_several_at_once_and_never_far_ahead_of_who_reads_them() -> None:
+    raws = [Random(number).randbytes(1000) for number in range(50)]
+    members = [gzip.compress(raw) for raw in raws]
+    blocks, offset = [], 0
+    for raw, member in zip(raws, members, strict=True):
+        blocks.append(Block(offset, len(member), len(raw), zlib.crc32(member), hashlib.sha256(member).hexdigest()))
+        offset += len(member)
+    together = threading.Barrier(4, timeout=30)  # passed only by four downloads at the same moment
+    opened: list[int] = []
+
+    class Watched(MemoryStore):
+        def open(self, key: str, **options: Any) -> AbstractContextManager[StoredSource]:
+            opened.append(options["offset"])
+            if len(opened) <= 4:
+                together.wait()
+            return super().open(key, **options)
+
+    store = Watched()
+    stored = store.put("a", b"".join(members))
+    for done, (raw, crc32) in enumerate(proven_blocks(store, stored, blocks, threads=4)):
+        assert (raw, crc32) == (raws[done], blocks[done].crc32)
+        assert len(opened) <= done + 5
+    assert done == 49
 
 
 # --- damaged ---------------------------------------------------------------------------------------------------------
