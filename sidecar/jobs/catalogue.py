@@ -12,7 +12,7 @@ from typing import Any
 
 from sidecar import sets
 from sidecar.archive.index import IndexedFile, read_index
-from sidecar.errors import NotFound, ObjectMissing, SidecarError, StoreError
+from sidecar.errors import NotFound, ObjectMissing, SetInvalid, SidecarError, StoreError
 from sidecar.plan import nearest
 from sidecar.report import Outcome
 from sidecar.stores.port import MEBIBYTE, Store
@@ -28,27 +28,30 @@ _AT_ONCE = 8
 class Catalogue:
     """The sets of all stores that answered. manifests: by set; holders: set -> names of the stores that have it.
 
-    errors: store -> what it answered instead. marks: set -> store -> what is noted there; unread: why some are not
-    known, one sentence each.
+    errors: store -> what it answered instead. damaged: sets whose manifest no store can give -> why. marks: set ->
+    store -> what is noted there. unread: what could not be read of manifests and marks, one sentence each.
     """
 
     manifests: Mapping[str, sets.Manifest]
     holders: Mapping[str, tuple[str, ...]]
     errors: Mapping[str, SidecarError]
+    damaged: Mapping[str, SetInvalid] = field(default_factory=dict)
     marks: Mapping[str, Mapping[str, sets.Marks]] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
     def find(self, name: str, volumes: Sequence[str] = ()) -> sets.Manifest:
         """The set of that name; for `latest` the newest, that has the volumes, if one has.
 
-        A set that was made before a restore, of what that replaced, is never the latest. Raises NotFound with the
-        nearest names.
+        A set that was made before a restore, of what that replaced, is never the latest, nor is one whose manifest is
+        damaged while there are others. Raises NotFound with the nearest names, SetInvalid.
         """
         if name == "latest":
             newest = [each for _, each in sorted(self.manifests.items(), reverse=True) if PRE_RESTORE not in each.tags]
             having = [each for each in newest if {v.volume for v in each.volumes} >= set(volumes)]
             if found := having or newest:
                 return found[0]
+        if self.damaged and (name in self.damaged or (name == "latest" and not self.manifests)):
+            raise self.damaged.get(name) or self.damaged[max(self.damaged)]
         if not self.manifests and not self.errors:
             raise NotFound(f"there is no set {name!r}, and none at all yet", hint="`run-now` makes one")
         if name not in self.manifests:
@@ -85,23 +88,29 @@ class Catalogue:
 
 
 def read_catalogue(stores: Mapping[str, Store]) -> Catalogue:
-    """Read every manifest of every store; one that fails is reported in `errors`."""
+    """Read every manifest of every store, several at once; a store that fails is reported in `errors`."""
     manifests: dict[str, sets.Manifest] = {}
     holders: dict[str, tuple[str, ...]] = {}
     errors: dict[str, SidecarError] = {}
+    damaged: dict[str, SetInvalid] = {}
     marked: list[tuple[str, str]] = []
     for name, store in stores.items():
         try:
             documents = documents_of_sets(store)
-            for manifest in _manifests(store, documents):
-                manifests[manifest.set] = manifest
-                holders[manifest.set] = (*holders.get(manifest.set, ()), name)
-                if sets.MARKS in documents.get(manifest.set, ()):
-                    marked.append((manifest.set, name))
+            for set_name, manifest in _manifests(store, documents):
+                if isinstance(manifest, SetInvalid):
+                    damaged[set_name] = manifest
+                    continue
+                manifests[set_name] = manifest
+                holders[set_name] = (*holders.get(set_name, ()), name)
+                if sets.MARKS in documents.get(set_name, ()):
+                    marked.append((set_name, name))
         except SidecarError as error:
             errors[name] = error
     marks, unread = _marks(stores, marked)
-    return Catalogue(manifests, holders, errors, marks, unread)
+    unread = (*(f"{each.message}; {each.hint}" for each in damaged.values()), *unread)
+    nowhere = {set_name: error for set_name, error in damaged.items() if set_name not in manifests}
+    return Catalogue(manifests, holders, errors, nowhere, marks, unread)
 
 
 def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str, Any]:
@@ -189,14 +198,23 @@ def documents_of_sets(store: Store) -> Mapping[str, frozenset[str]]:
     return {name: frozenset(documents) for name, documents in found.items() if sets.MANIFEST in documents}
 
 
-def _manifests(store: Store, set_names: Iterable[str]) -> Iterator[sets.Manifest]:
-    for set_name in set_names:
+def _manifests(store: Store, set_names: Iterable[str]) -> Iterator[tuple[str, sets.Manifest | SetInvalid]]:
+    """Set -> its manifest, or what is wrong with it: one damaged document must not hide all other sets."""
+
+    def read(set_name: str) -> sets.Manifest | SetInvalid | None:
         key = sets.manifest_key(set_name)
         try:
-            data = read_document(store, key)
+            return sets.Manifest.from_json(read_document(store, key), where=f"{store.location}/{key}")
         except ObjectMissing:  # pruned since it was listed
-            continue
-        yield sets.Manifest.from_json(data, where=f"{store.location}/{key}")
+            return None
+        except SetInvalid as error:
+            return error
+
+    names = list(set_names)
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="manifests") as pool:
+        for set_name, found in zip(names, pool.map(read, names), strict=True):
+            if found is not None:
+                yield set_name, found
 
 
 def _marks(

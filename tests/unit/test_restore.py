@@ -33,7 +33,7 @@ from sidecar.errors import (
     StoreUnreachable,
 )
 from sidecar.events import Progress
-from sidecar.jobs.catalogue import read_document
+from sidecar.jobs.catalogue import list_sets, read_document
 from sidecar.jobs.restore import (
     OWED,
     RestoreTools,
@@ -282,6 +282,19 @@ def test_an_archive_of_another_length_changes_nothing(loss: Loss, change: str) -
 def test_a_damaged_manifest_is_said(loss: Loss) -> None:
     loss.stores["memory"].put(f"{loss.set}/manifest.json", b"{")
     loss.refused(SetInvalid, match="manifest.json is damaged")
+
+
+def test_a_damaged_manifest_hides_no_other_set_and_is_said(loss: Loss) -> None:
+    loss.second += 5
+    newer = loss.run().set
+    store = loss.stores["memory"]
+    store.put(f"{newer}/manifest.json", b"{")
+    listed = list_sets(loss.stores)
+    assert [each["set"] for each in listed["sets"]] == [loss.set]
+    assert [f"{newer}/manifest.json is damaged" in warning for warning in listed["warnings"]] == [True]
+    assert loss.restore().set == loss.set
+    with pytest.raises(SetInvalid):
+        loss.restore(set_name=newer or "")
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_fetched(loss: Loss) -> None:
