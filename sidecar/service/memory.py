@@ -73,19 +73,8 @@ class Memory:
             "due": rfc3339(remembered.due) if remembered.due else None,
             "pending": [each.as_json() for each in remembered.pending],
         }
-        beside = self._path.with_name(self._path.name + ".new")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(json.dumps(document).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(self._path)
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            replace_durably(self._path, json.dumps(document).encode())
         except OSError as exc:
             self._emit(
                 "memory_unwritten",
@@ -102,9 +91,9 @@ def _read(raw: bytes) -> Remembered:
     return Remembered(
         last_run=_run(document["last_run"]),
         last_whole_run=_run(document["last_whole_run"]),
-        last_good={str(volume): rfc3339(_moment(time)) for volume, time in document["last_good"].items()},
+        last_good={str(volume): rfc3339(moment(time)) for volume, time in document["last_good"].items()},
         running=_running(document["running"]),
-        due=_moment(document["due"]) if document["due"] is not None else None,
+        due=moment(document["due"]) if document["due"] is not None else None,
         pending=tuple(_shipment(each) for each in document.get("pending", ())),  # an older version knew of none
     )
 
@@ -115,7 +104,7 @@ def _run(document: Any) -> dict[str, Any] | None:
     if not document.keys() >= _KEYS_OF_A_RUN:
         raise ValueError("a run lacks keys")
     Outcome(document["outcome"])
-    _moment(document["started"])
+    moment(document["started"])
     if not all(isinstance(reason["message"], str) for reason in document["reasons"]):
         raise ValueError("a reason is no text")
     return dict(document)
@@ -124,7 +113,7 @@ def _run(document: Any) -> dict[str, Any] | None:
 def _running(document: Any) -> dict[str, Any] | None:
     if document is None:
         return None
-    _moment(document["since"])
+    moment(document["since"])
     return {
         "trigger": str(document["trigger"]),
         "volumes": [str(each) for each in document["volumes"]],
@@ -136,14 +125,31 @@ def _shipment(document: Any) -> Shipment:
     return Shipment(
         str(document["set"]),
         str(document["store"]),
-        _moment(document["since"]),
+        moment(document["since"]),
         int(document["attempts"]),
         str(document["error"]),
     )
 
 
-def _moment(text: Any) -> datetime:
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
+def moment(text: Any) -> datetime:
+    """An aware time from a document. Raises ValueError, TypeError."""
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
         raise ValueError("a time is without a zone")
-    return moment
+    return found
+
+
+def replace_durably(path: Path, raw: bytes) -> None:
+    """Let a file hold these bytes and no others: a temporary name, fsync, rename. Raises OSError."""
+    beside = path.with_name(path.name + ".new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
