@@ -373,7 +373,10 @@ class Words:
                 ],
             )
         if guard["unprotected"]:
-            self.table(("  not protected", "why"), [(f"  {e['volume']}", e["why"]) for e in guard["unprotected"]])
+            by_reason: dict[str, list[str]] = {}
+            for each in guard["unprotected"]:
+                by_reason.setdefault(each["why"], []).append(each["volume"])
+            self.table(("  not protected", "why"), [(f"  {_some(names)}", why) for why, names in by_reason.items()])
 
     def _guarded(self, guard: dict[str, Any]) -> None:
         if not guard["on"]:
