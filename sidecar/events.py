@@ -63,8 +63,8 @@ class Emit(Protocol):
 class Progress:
     """Where a job is, sizes in bytes.
 
-    phase: `planning`, `hooks`, `freezing`, `copying`, `packing`, `committing` of a run; `planning`, `restoring`,
-    `stopping`, `exchanging` of a restore; `shipping`.
+    phase: `planning`, `copying` (the application runs), `hooks`, `freezing`, `comparing` (it stands still), `packing`,
+    `committing` of a run; `planning`, `restoring`, `stopping`, `exchanging` of a restore; `shipping`.
 
     total_bytes is 0 while it is not known.
     """

@@ -134,7 +134,11 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True)
 class RestoredVolume:
-    """One volume of a restore. bytes_written: of its tar stream; store: where it came from; created: it is new."""
+    """One volume of a restore.
+
+    volume: its name in the set; into: its name here. bytes_written: of its tar stream. store: where it came from.
+    created: it is new.
+    """
 
     volume: str
     outcome: Outcome
@@ -144,11 +148,15 @@ class RestoredVolume:
     created: bool = False
     error: str | None = None
     hint: str | None = None
+    into: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """One restore. stopped_ms: how long `containers` (names) did not run, milliseconds."""
+    """One restore.
+
+    stopped_ms: how long `containers` (names) did not run, milliseconds. safety: the set with what was there before.
+    """
 
     restore: str
     set: str
@@ -159,6 +167,7 @@ class RestoreReport:
     containers: tuple[str, ...]
     volumes: tuple[RestoredVolume, ...]
     reasons: tuple[Reason, ...] = ()
+    safety: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object of `restore --json`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +14,34 @@ from sidecar.report import Outcome
 from sidecar.sets import Manifest, SetVolume
 
 _SWARM_TASK = "com.docker.swarm.task.id"
+# Of a volume that was made to restore into: the set and the volume that it is of.
+RESTORED_LABEL = "backup.restored-from"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")  # docker volume create
 
 
 @dataclass(frozen=True, slots=True)
 class RestoredFrom:
-    """One volume of the set; exists: whether it is on this engine already. If not, it is made with its labels."""
+    """One volume of the set, and the volume `target` that it goes into; where there is none, it is made so labelled."""
 
     stored: SetVolume
+    target: str
     exists: bool
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
-    """The verdicts. containers: who uses one of the volumes and runs, and so is stopped and started again, by name."""
+    """The verdicts. containers: who uses one of the volumes and runs, and so is stopped and started again, by name.
+
+    pattern: a glob; then what matches it is put in place, and all else stays. safety: what is there is backed up first.
+    """
 
     manifest: Manifest
     volumes: tuple[RestoredFrom, ...]
     containers: tuple[Container, ...]
     warnings: tuple[str, ...]
+    pattern: str | None = None
+    safety: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The object of `restore --dry-run --json`."""
@@ -41,6 +52,7 @@ class RestorePlan:
             "volumes": [
                 {
                     "volume": each.stored.volume,
+                    "into": each.target,
                     "exists": each.exists,
                     "files": each.stored.files,
                     "raw_bytes": each.stored.raw_bytes,
@@ -49,6 +61,8 @@ class RestorePlan:
                 for each in self.volumes
             ],
             "containers": [container.name for container in self.containers],
+            "pattern": self.pattern,
+            "safety": self.safety and any(each.exists for each in self.volumes),
             "warnings": list(self.warnings),
         }
 
@@ -60,24 +74,30 @@ def make_restore_plan(
     volumes: Sequence[Volume],
     containers: Sequence[Container],
     protected: Mapping[str, str],
+    into: str | None = None,
 ) -> RestorePlan:
     """Decide; `named`: volumes of the set, all of it when empty. protected: IDs that must never be stopped -> why.
 
-    Raises NotFound with the nearest names for a volume that the set does not have, RestoreRefused with the first thing
-    that stands in the way.
+    into: the name of a new volume for the one that is chosen: always a plain local one, and never with its driver's
+    options, which could lead to the live data; nor with its Compose labels. Raises NotFound with the nearest names for
+    a volume that the set does not have, RestoreRefused with the first thing that stands in the way.
     """
     chosen = _chosen(manifest, named)
     here = {volume.name: volume for volume in volumes}
-    for stored in chosen:
-        _must_be_plain(stored, here.get(stored.volume))
-    targets = [here[stored.volume] for stored in chosen if stored.volume in here]
+    if into is None:
+        for stored in chosen:
+            _must_be_plain(stored, here.get(stored.volume))
+        restored = [RestoredFrom(s, s.volume, s.volume in here, s.labels) for s in chosen]
+    else:
+        restored = [_as_new(manifest, chosen, into, here)]
+    targets = [here[each.target] for each in restored if each.exists]
     users = [c for c in containers if not c.role and c.running and any(can_reach(c, volume) for volume in targets)]
     users.sort(key=lambda container: container.name)
     for container in users:
         _must_be_stoppable(container, protected)
     return RestorePlan(
         manifest,
-        tuple(RestoredFrom(stored, stored.volume in here) for stored in chosen),
+        tuple(restored),
         tuple(users),
         tuple(_warnings(manifest, chosen, whole=not named)),
     )
@@ -98,6 +118,21 @@ def _chosen(manifest: Manifest, named: Sequence[str]) -> list[SetVolume]:
         hint = nearest(name, found, f"`list {manifest.set}` shows its volumes")
         raise NotFound(f"set {manifest.set} has no volume {name!r}", hint=hint, volume=name)
     return [found[name] for name in dict.fromkeys(named)] if named else list(manifest.volumes)
+
+
+def _as_new(manifest: Manifest, chosen: Sequence[SetVolume], into: str, here: Mapping[str, Volume]) -> RestoredFrom:
+    if len(chosen) != 1:
+        raise RestoreRefused(
+            f"{len(chosen)} volumes cannot be restored as the one volume {into}",
+            hint="name the VOLUME: restore SET VOLUME",
+        )
+    if not _NAME.fullmatch(into):
+        raise RestoreRefused(f"{into!r} is no name for a volume", hint="letters, digits, `_`, `.` and `-`, from 2 on")
+    if into in here:
+        raise RestoreRefused(
+            f"volume {into} exists already", hint=f"choose another name, or remove it: docker volume rm {into}"
+        )
+    return RestoredFrom(chosen[0], into, False, {RESTORED_LABEL: f"{manifest.set}/{chosen[0].volume}"})
 
 
 def _must_be_plain(stored: SetVolume, volume: Volume | None) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,16 @@ from sidecar.jobs.discover import Discovery
 from sidecar.jobs.guard import GuardTools, dismiss, guard, sign
 from sidecar.jobs.ownership import Claimant, claimant, state_of
 from sidecar.jobs.recover import sweep
-from sidecar.jobs.restore import RestoreTools, owed_volumes, plan_restore, restore, settle_owed, settle_volumes
+from sidecar.jobs.restore import (
+    RestoreTools,
+    Wish,
+    owed_volumes,
+    plan_restore,
+    restore,
+    settle_owed,
+    settle_volumes,
+    write_tar,
+)
 from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.plan import Selection
 from sidecar.report import RestoreReport, RunReport
@@ -95,6 +105,15 @@ def check(environ: Mapping[str, str]) -> Iterator[Finding]:
         now=_now,
     )
     yield from preflight.check(settings, premises)
+
+
+def tar_out(environ: Mapping[str, str], request: RestoreRequest, write: Callable[[bytes], object]) -> None:
+    """Write one volume of a set out as plain tar. Raises ConfigInvalid, and what `jobs.restore.write_tar` does."""
+    settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
+    policy = RetryPolicy(attempts=settings.max_attempts)
+    host = settings.host or "" if request.host is None else request.host
+    stores = {name: RetryingStore(store, policy) for name, store in _stores_of(host, settings).items()}
+    write_tar(_wish(request), stores, write, threads=2 * _cores())
 
 
 def stand_by(
@@ -185,14 +204,18 @@ class _Jobs:
         return next((store for store in self._bare_stores.values() if not store.off_host), None)
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
-        tools = self._restore_tools(self._stores(cancelled))
-        return restore(request.set_name, request.volumes, tools, follow, cancelled)
+        stores = self._stores(cancelled, host=request.host)
+        return restore(_wish(request), self._restore_tools(stores, follow, cancelled), follow, cancelled)
 
     def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
-        plan, _ = plan_restore(request.set_name, request.volumes, self._restore_tools(self._quick_stores()))
+        stores = self._quick_stores(host=request.host)
+        plan, _ = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
         return plan.as_json()
 
-    def _restore_tools(self, stores: Mapping[str, Store]) -> RestoreTools:
+    def _restore_tools(self, stores: Mapping[str, Store], follow: Follow, cancelled: threading.Event) -> RestoreTools:
+        def safety(volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:
+            return self.backup(RunRequest(volumes, tags=tags), follow, cancelled)
+
         return RestoreTools(
             engine=self._engine,
             stores=stores,
@@ -200,6 +223,7 @@ class _Jobs:
             own=self._discovery.this_container,
             protected=self._discovery.protected,
             dead_man=partial(self._dead_man, lease=_LONGEST_RESTORE),
+            safety=safety,
             threads=2 * _cores(),
             emit=self._emit,
             now=_now,
@@ -209,14 +233,17 @@ class _Jobs:
         stores = {name: store.location for name, store in self._bare_stores.items()}
         return self._discovery(()).as_json() | {"stores": stores}
 
-    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
-        stores = self._quick_stores()
+    def sets(
+        self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
+    ) -> dict[str, Any]:
+        stores = self._quick_stores(host=host)
         if set_name is None or volume is None:
             return list_sets(stores, set_name)
         return list_files(stores, set_name, volume, pattern)
 
-    def _quick_stores(self) -> Mapping[str, Store]:
-        return {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in self._prompt_stores.items()}
+    def _quick_stores(self, *, host: str | None = None) -> Mapping[str, Store]:
+        stores = self._prompt_stores if host is None else _stores_of(host, self._settings)
+        return {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in stores.items()}
 
     def guard(self, released: Collection[str]) -> Guarded:
         return guard(released, self._guard_tools())
@@ -263,11 +290,12 @@ class _Jobs:
         lease = self._settings.max_pause.total_seconds() if lease is None else lease
         return DeadMan(self._engine, own, run=run, lease=lease, state=str(STATE), emit=emit)
 
-    def _stores(self, cancelled: threading.Event) -> Mapping[str, Store]:
+    def _stores(self, cancelled: threading.Event, *, host: str | None = None) -> Mapping[str, Store]:
         policy = RetryPolicy(attempts=self._settings.max_attempts)
+        stores = self._bare_stores if host is None else _stores_of(host, self._settings)
         return {
             name: RetryingStore(store, policy, on_retry=self._on_retry, cancelled=cancelled.is_set)
-            for name, store in self._bare_stores.items()
+            for name, store in stores.items()
         }
 
     def _on_retry(self, retry: Retry) -> None:
@@ -312,6 +340,16 @@ def _store(name: str, settings: Settings, *, read_timeout: int = READ_TIMEOUT) -
             read_timeout=read_timeout,
         )
     )
+
+
+def _stores_of(host: str, settings: Settings) -> Mapping[str, Store]:
+    """Where another host (BACKUP_HOST; empty: one without a name) keeps its sets, beside ours."""
+    theirs = replace(settings, host=host or None)
+    return {name: _store(name, theirs) for name in settings.stores}
+
+
+def _wish(request: RestoreRequest) -> Wish:
+    return Wish(request.set_name, request.volumes, request.into, request.pattern, request.safety)
 
 
 def _impatient(name: str, settings: Settings) -> Store:

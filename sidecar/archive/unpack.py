@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import IO
 
+from sidecar.durable import sync_directory
 from sidecar.errors import NoRoom, RestoreFailed
 
 STAGING = ".volume-backup-restore"
@@ -240,8 +241,8 @@ def _exchange(root: str, *, merge: bool) -> None:
     os.mkdir(os.path.join(staging, _OLD), mode=0o700)
     if merge:
         os.close(os.open(os.path.join(staging, _MERGING), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        _sync_directory(staging)
-        _sync_directory(root)
+        sync_directory(staging)
+        sync_directory(root)
         _merge(root)
         return
     # Moving what is in it changes its time, and it has to be known again after a crash.
@@ -251,8 +252,8 @@ def _exchange(root: str, *, merge: bool) -> None:
         note.flush()
         os.fsync(note.fileno())
     os.rename(beside, os.path.join(staging, _LEAVING))
-    _sync_directory(staging)
-    _sync_directory(root)
+    sync_directory(staging)
+    sync_directory(root)
     _go_on(root)
 
 
@@ -267,25 +268,25 @@ def _go_on(root: str) -> None:
         except OSError as error:
             _move_all(old, root)
             os.unlink(leaving)
-            _sync_directory(root)
+            sync_directory(root)
             raise RestoreFailed(
                 f"{os.fsdecode(error.filename)!r} cannot be moved away: {error.strerror}; the volume is as it was",
                 hint="is it immutable (chattr -i) or a mount point inside the volume?",
             ) from error
-        _sync_directory(old)
-        _sync_directory(root)
+        sync_directory(old)
+        sync_directory(root)
         os.rename(leaving, arriving)
-        _sync_directory(staging)
+        sync_directory(staging)
     if os.path.isdir(new):
         _move_all(new, root)
         _be_like(root, new)
-        _sync_directory(root)
+        sync_directory(root)
         os.rmdir(new)
     with suppress(FileNotFoundError):
         shutil.rmtree(old)
-    _sync_directory(staging)
+    sync_directory(staging)
     os.rename(staging, os.path.join(root, DONE))
-    _sync_directory(root)
+    sync_directory(root)
     _finish(root)
 
 
@@ -302,9 +303,9 @@ def _merge(root: str) -> None:
                     os.rename(destination, os.path.join(old, b"%d" % len(os.listdir(old))))
                 os.rename(source, destination)
         directories[:] = [name for name in directories if _is_directory(os.path.join(directory, name))]
-        _sync_directory(target)
+        sync_directory(target)
     os.rename(staging, os.path.join(os.fsencode(root), DONE.encode()))
-    _sync_directory(root)
+    sync_directory(root)
     _finish(root)
 
 
@@ -318,7 +319,7 @@ def _finish(root: str) -> None:
     shutil.rmtree(done)
     if mtime_ns is not None:
         os.utime(root, ns=(mtime_ns, mtime_ns))
-    _sync_directory(root)
+    sync_directory(root)
 
 
 def _noted(path: str) -> dict[str, int]:
@@ -362,11 +363,3 @@ def _attributes(path: str) -> list[str]:
 def _sync(directory: str) -> None:
     """Everything on its file system (syncfs(2), which Python does not offer)."""
     subprocess.run(["sync", "--file-system", directory], check=True)  # noqa: S603, S607 - coreutils', in our image
-
-
-def _sync_directory(path: str | bytes) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

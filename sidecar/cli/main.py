@@ -214,14 +214,23 @@ def plan(daemon: Daemon, *, as_json: bool) -> str:
 @click.argument("set_name", metavar="[SET]", required=False)
 @click.argument("volume", metavar="[VOLUME]", required=False)
 @click.argument("pattern", metavar="[GLOB]", required=False)
+@click.option("--host", metavar="NAME", help="Sets of another host (its BACKUP_HOST) in the same stores.")
 @verb
-def list_sets(daemon: Daemon, *, as_json: bool, set_name: str | None, volume: str | None, pattern: str | None) -> str:
+def list_sets(
+    daemon: Daemon,
+    *,
+    as_json: bool,
+    set_name: str | None,
+    volume: str | None,
+    pattern: str | None,
+    host: str | None,
+) -> str:
     """List all sets, the volumes of one SET, or the files of one VOLUME in it (those that match GLOB).
 
     Exit codes: 0 good, 1 no store answered, 3 one store did not, so that sets may be missing here, 10 no such set,
     volume or file.
     """
-    document = daemon.get("/sets", {"set": set_name, "volume": volume, "pattern": pattern})
+    document = daemon.get("/sets", {"set": set_name, "volume": volume, "pattern": pattern, "host": host})
     if as_json:
         _print_json(document)
     else:
@@ -270,10 +279,18 @@ def status(daemon: Daemon, *, as_json: bool, only_check: bool) -> str:
         "docker exec -it backup restore",
         "docker exec backup restore latest shop_data --yes",
         "docker exec backup restore backup-20260102_030000 --dry-run",
+        "docker exec backup restore latest shop_data --as shop_data_then --yes",
+        "docker exec backup restore latest shop_data --path 'config/*' --yes",
+        "docker exec backup restore latest shop_data --to -",
     )
 )
 @click.argument("set_name", metavar="[SET|latest]", required=False, default="latest")
 @click.argument("volumes", metavar="[VOLUME]...", nargs=-1)
+@click.option("--as", "into", metavar="NAME", help="Into a new volume of this name; nothing else is touched.")
+@click.option("--to", "to", metavar="-", help="To standard output (`-`), as plain tar; no volume is touched.")
+@click.option("--path", "pattern", metavar="GLOB", help="Only the files, or directories, whose path matches.")
+@click.option("--host", metavar="NAME", help="A set of another host (its BACKUP_HOST) in the same stores.")
+@click.option("--no-safety", is_flag=True, help="Do not back up first what is replaced.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show what it would do, and do nothing.")
 @click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when a run or a restore is going on.")
@@ -284,23 +301,31 @@ def restore(
     as_json: bool,
     set_name: str,
     volumes: tuple[str, ...],
+    into: str | None,
+    to: str | None,
+    pattern: str | None,
+    host: str | None,
+    no_safety: bool,
     yes: bool,
     dry_run: bool,
     no_wait: bool,
 ) -> str:
     """Put all volumes of a set, or the VOLUMEs named, back to what they were: files, owners, modes, times, attributes.
 
-    What a volume holds now is replaced. Everything is fetched, proven against its checksums and unpacked beside it
-    first, while the application runs; then the containers that use the volumes are stopped, old and new change places,
-    and the containers are started again, servers before clients. What goes wrong before that changes nothing. A volume
-    that does not exist is made.
+    What a volume holds now is replaced, and backed up first into a set of its own, so that a restore can be undone. All
+    of it is fetched, proven against its checksums and unpacked beside what is there, while the application runs; then
+    the containers that use the volumes are stopped, old and new change places, and the containers are started again,
+    servers before clients. What goes wrong before that changes nothing. A volume that does not exist is made.
 
     It needs as much free room on the volume's disk as the set has bytes unpacked.
 
-    Exit codes: 0 good, 1 failed, 2 usage, or nobody was there to say yes, 3 partial, 10 no such set or volume, 11 busy,
-    130 Ctrl-C (it goes on), 143 it was cancelled, or the daemon told to stop.
+    Exit codes: 0 good, 1 failed, 2 usage, or nobody was there to say yes, 3 partial, 10 no such set, volume or file, 11
+    busy, 130 Ctrl-C (it goes on), 143 it was cancelled, or the daemon told to stop.
     """
-    plan = daemon.get("/restores", {"set": set_name, "volume": volumes})
+    if to is not None:
+        return _restore_to(to, set_name, volumes, pattern, host, as_json=as_json)
+    chosen = {"set": set_name, "into": into, "pattern": pattern, "host": host}
+    plan = daemon.get("/restores", {**chosen, "volume": volumes, "safety": None if no_safety else "yes"})
     if not as_json:
         _words().restore_plan(plan)
     if dry_run:
@@ -310,13 +335,32 @@ def restore(
     if not yes:
         _ask(as_json=as_json)
     warned = list(plan["warnings"])
-    wanted = {"set": plan["set"], "volumes": volumes, "no_wait": no_wait}
+    wanted = {**chosen, "set": plan["set"], "volumes": volumes, "safety": not no_safety, "no_wait": no_wait}
     report = _followed(daemon, "restore", wanted, warned, as_json=as_json)
     if as_json:
         _print_json(report)
     else:
         _words().restored(report)
     return str(report["outcome"])
+
+
+def _restore_to(
+    to: str, set_name: str, volumes: tuple[str, ...], pattern: str | None, host: str | None, *, as_json: bool
+) -> str:
+    """Plain tar on standard output. It reads the stores alone, so it needs no daemon, and waits for none."""
+    if to != "-" or as_json or len(volumes) != 1:
+        raise click.UsageError("--to takes `-` (standard output), one SET and one VOLUME, and no --json")
+    if sys.stdout.isatty():
+        raise click.UsageError(
+            "a terminal is no place for a tar stream: docker exec backup restore ... --to - > FILE.tar"
+        )
+    from sidecar import wiring  # noqa: PLC0415 - as in `daemon`
+    from sidecar.service.jobs_port import RestoreRequest  # noqa: PLC0415
+
+    request = RestoreRequest(set_name, volumes, pattern=pattern, host=host)
+    wiring.tar_out(os.environ, request, sys.stdout.buffer.write)
+    sys.stdout.buffer.flush()
+    return "good"
 
 
 def _ask(*, as_json: bool) -> None:

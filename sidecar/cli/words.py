@@ -164,12 +164,14 @@ class Words:
                     each["files"],
                     size(each["raw_bytes"]),
                     size(each["archive_bytes"]),
-                    "is replaced" if each["exists"] else "is made",
+                    _fate(each, plan["pattern"]),
                 )
                 for each in plan["volumes"]
             ],
             right=("files", "size", "to fetch"),
         )
+        if plan["safety"]:
+            self.line("  what is there now is backed up first, to a set of its own (--no-safety: it is not)")
         if plan["containers"]:
             self.line(f"  stopped for it, and started again: {', '.join(plan['containers'])}")
         else:
@@ -186,13 +188,16 @@ class Words:
                 self.line(f"  {each['volume']}: {_sentence(each['error'], each['hint'])}", "red")
             else:
                 made = "made and " if each["created"] else ""
+                into = f" into {each['into']}" if each["into"] != each["volume"] else ""
                 self.line(
-                    f"  {each['volume']}: {made}restored, {each['files']} files, {size(each['bytes_written'])}, "
+                    f"  {each['volume']}: {made}restored{into}, {each['files']} files, {size(each['bytes_written'])}, "
                     f"from store {each['store']}"
                 )
         if report["containers"]:
             containers = ", ".join(report["containers"])
             self.line(f"  {containers} stopped for {duration(report['stopped_ms'])}, and started again")
+        if report["safety"]:
+            self.line(f"  what was there before is in set {report['safety']}")
         told = [each["error"] for each in report["volumes"]]
         reasons = [each for each in report["reasons"] if each["message"] not in told]
         self._warnings(f"why it is {outcome}", [_sentence(each["message"], each["hint"]) for each in reasons])
@@ -426,6 +431,12 @@ class Words:
             }[outcome],
             _COLOURS[outcome],
         )
+
+
+def _fate(volume: dict[str, Any], pattern: str | None) -> str:
+    if not volume["exists"]:
+        return "is made" if volume["into"] == volume["volume"] else f"is made, as {volume['into']}"
+    return "is replaced" if pattern is None else f"gets what matches {pattern}; all else stays"
 
 
 def step(progress: dict[str, Any]) -> str:

@@ -288,9 +288,8 @@ class DockerEngine:
 
     def output(self, identifier: str) -> str:
         """What a container has written to its standard output so far."""
-        frames = _Frames()
-        frames.feed(self._ask("GET", f"/containers/{identifier}/logs", {"stdout": "1"}).content)
-        return frames.text.decode(errors="replace")
+        raw = self._ask("GET", f"/containers/{identifier}/logs", {"stdout": "1"}).content
+        return b"".join(text for _, text in _Frames().of(raw)).decode(errors="replace")
 
     def remove(self, identifier: str) -> None:
         """Remove it, running or not."""
@@ -408,22 +407,18 @@ class DockerEngine:
 class _Frames:
     """What is in the frames of a stream of the engine: kind, three zeros, length (big endian), bytes."""
 
-    def __init__(self, kept: int | None = None) -> None:
-        self.text = b""
-        self._kept = kept
+    def __init__(self) -> None:
         self._raw = b""
 
-    def feed(self, raw: bytes) -> None:
-        """More of the stream. Of the text, the last `kept` bytes are kept, or all of it."""
-        self._raw += raw
+    def of(self, more: bytes) -> Iterator[tuple[int, bytes]]:
+        """The frames that are whole with these bytes: which output stream (1: standard output), and its bytes."""
+        self._raw += more
         while len(self._raw) >= _FRAME:
             end = _FRAME + int.from_bytes(self._raw[4:_FRAME], "big")
             if len(self._raw) < end:
                 return
-            self.text += self._raw[_FRAME:end]
+            yield self._raw[0], self._raw[_FRAME:end]
             self._raw = self._raw[end:]
-            if self._kept is not None:
-                self.text = self.text[-self._kept :]
 
 
 class _Output:
@@ -432,7 +427,8 @@ class _Output:
     def __init__(self, engine: DockerEngine, execution: str) -> None:
         self._engine = engine
         self._execution = execution
-        self._frames = _Frames(OUTPUT_KEPT)
+        self._frames = _Frames()
+        self._text = b""
         self._answer: requests.Response | None = None
         self._left = False
         self._trouble: EngineError | None = None
@@ -452,7 +448,7 @@ class _Output:
 
     def text(self) -> str:
         """The end of what it has written so far."""
-        return self._frames.text.decode(errors="replace")
+        return self._text.decode(errors="replace")
 
     def _leave(self) -> None:
         self._left = True
@@ -463,7 +459,8 @@ class _Output:
     def _read(self) -> None:
         try:
             for chunk in self._engine._stream(f"/exec/{self._execution}/start", {"Detach": False}, self._begun):
-                self._frames.feed(chunk)
+                for _, text in self._frames.of(chunk):
+                    self._text = (self._text + text)[-OUTPUT_KEPT:]
         except EngineError as error:
             self._trouble = error
         finally:
@@ -481,7 +478,7 @@ class _Conversation:
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
-        self._raw = b""
+        self._frames = _Frames()
         self._said = b""
         self._complained = b""
 
@@ -514,21 +511,13 @@ class _Conversation:
                 raise self._ended() from error
             if not more:
                 raise self._ended()
-            self._sort(more)
+            for kind, text in self._frames.of(more):
+                if kind == _STDOUT:
+                    self._said += text
+                else:
+                    self._complained = (self._complained + text)[-2000:]
         line, _, self._said = self._said.partition(b"\n")
         return line
-
-    def _sort(self, more: bytes) -> None:
-        self._raw += more
-        while len(self._raw) >= _FRAME:
-            end = _FRAME + int.from_bytes(self._raw[4:_FRAME], "big")
-            if len(self._raw) < end:
-                return
-            if self._raw[0] == _STDOUT:
-                self._said += self._raw[_FRAME:end]
-            else:
-                self._complained = (self._complained + self._raw[_FRAME:end])[-2000:]
-            self._raw = self._raw[end:]
 
     def _ended(self) -> HelperEnded:
         words = self._complained.decode(errors="replace").strip().rpartition("\n")[2]

@@ -9,7 +9,6 @@ not know are kept.
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sidecar.durable import replace_file, sync_directory
 from sidecar.errors import JournalUnreadable, JournalUnwritable
 from sidecar.model import Quiesce
 
@@ -130,7 +130,7 @@ class Journal:
         aside = self.path.with_name(self.path.name + ".damaged")
         try:
             self.path.rename(aside)
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
         return aside
@@ -151,7 +151,7 @@ class Journal:
             return
         try:
             self.path.unlink()
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -163,22 +163,15 @@ class Journal:
             "frozen": [asdict(intent) for intent in entry.frozen],
             **entry.others,
         }
-        beside = self.path.with_name(self.path.name + ".new")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(json.dumps(document).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(self.path)
-            _sync_directory(self.path.parent)
+            replace_file(self.path, json.dumps(document).encode())
         except OSError as error:
             raise self._unwritable(error) from error
 
     def _remove(self) -> None:
         try:
             self.path.unlink()
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -197,12 +190,3 @@ def _intent(facts: Mapping[str, Any]) -> Intent:
         started_at=str(facts["started_at"]),
         pid=int(facts["pid"]),
     )
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename or an unlink durable (fsync(2): the entry of a file lies in its directory)."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

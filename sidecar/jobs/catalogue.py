@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +13,9 @@ from sidecar.archive.index import IndexedFile, read_index
 from sidecar.errors import NotFound, ObjectMissing, SidecarError, StoreError
 from sidecar.plan import nearest
 from sidecar.stores.port import MEBIBYTE, Store
+
+# The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
+PRE_RESTORE = "pre-restore"
 
 _CHUNK = MEBIBYTE
 
@@ -28,10 +31,17 @@ class Catalogue:
     holders: Mapping[str, tuple[str, ...]]
     errors: Mapping[str, SidecarError]
 
-    def find(self, name: str) -> sets.Manifest:
-        """The set of that name, or the newest for `latest`. Raises NotFound with the nearest names."""
-        if name == "latest" and self.manifests:
-            return self.manifests[max(self.manifests)]
+    def find(self, name: str, volumes: Sequence[str] = ()) -> sets.Manifest:
+        """The set of that name; for `latest` the newest, that has the volumes, if one has.
+
+        A set that was made before a restore, of what that replaced, is never the latest. Raises NotFound with the
+        nearest names.
+        """
+        if name == "latest":
+            newest = [each for _, each in sorted(self.manifests.items(), reverse=True) if PRE_RESTORE not in each.tags]
+            having = [each for each in newest if {v.volume for v in each.volumes} >= set(volumes)]
+            if found := having or newest:
+                return found[0]
         if not self.manifests and not self.errors:
             raise NotFound(f"there is no set {name!r}, and none at all yet", hint="`run-now` makes one")
         if name not in self.manifests:

@@ -12,18 +12,13 @@ import math
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from isal import isal_zlib
-
-from sidecar.archive.index import Block
-from sidecar.archive.reader import read_blocks, unpacked
+from sidecar.archive.reader import Extract, everything, matching
 from sidecar.archive.unpack import GO, Word
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
@@ -36,16 +31,19 @@ from sidecar.errors import (
     Interrupted,
     JournalUnreadable,
     NoRoom,
+    NotFound,
     RestoreFailed,
+    RestoreRefused,
     SetInvalid,
     SidecarError,
     StoreError,
 )
 from sidecar.events import Emit, Follow, Progress
-from sidecar.jobs.catalogue import Catalogue, answered, read_document
+from sidecar.jobs.catalogue import PRE_RESTORE, Catalogue, answered
+from sidecar.jobs.download import Archive, find_archive, tar_stream
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
-from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, worst
+from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, worst
 from sidecar.restoration import RestoredFrom, RestorePlan, make_restore_plan
 from sidecar.sets import SetVolume
 from sidecar.stores.port import Store
@@ -61,7 +59,7 @@ _FAREWELL = 4.0
 # How long to ask, with the containers kept stopped, what became of a volume, before that is reported.
 _ASKING = 60.0
 _LAST_WORDS = (Word.AS_IT_WAS, Word.EXCHANGED, Word.CLEAN)
-_OTHER_COPY = "verify the set; another set, or another store's copy of it, may be whole"
+_NOWHERE = "no-volume"  # where a tar stream goes to that is only written out
 _SEE_DISK = "see the disk of the volume"
 
 
@@ -70,7 +68,8 @@ class RestoreTools:
     """What a restore works with; wiring makes it.
 
     stores: by name, retrying already. own: our own container. protected: IDs of containers that must never be stopped
-    -> why. dead_man: for a restore's identifier. threads: downloads at once.
+    -> why. dead_man: for a restore's identifier. safety: makes a set of the volumes named, with these tags; its report.
+    threads: downloads at once.
     """
 
     engine: Engine
@@ -79,36 +78,57 @@ class RestoreTools:
     own: Callable[[], Container]
     protected: Callable[[Sequence[Container]], Mapping[str, str]]
     dead_man: Callable[[str, Emit], DeadMan]
+    safety: Callable[[tuple[str, ...], Mapping[str, str]], RunReport]
     threads: int
     emit: Emit
     now: Callable[[], datetime]
 
 
-def plan_restore(set_name: str, named: tuple[str, ...], tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to restore.
+
+    set_name: a set's, or `latest`. named: its volumes, all when empty. into: the name of a new volume for the one that
+    is chosen. pattern: a glob over its paths: then those are put in place, and all else stays. safety: whether what is
+    there now is backed up first.
+    """
+
+    set_name: str = "latest"
+    named: tuple[str, ...] = ()
+    into: str | None = None
+    pattern: str | None = None
+    safety: bool = True
+
+
+def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
     """What a restore would do, and where the set lies. Raises NotFound, RestoreRefused, EngineError, StoreError."""
     catalogue = answered(tools.stores)
     containers = tools.engine.containers()
     plan = make_restore_plan(
-        catalogue.find(set_name),
-        named,
+        catalogue.find(wish.set_name, wish.named),
+        wish.named,
         volumes=tools.engine.volumes(),
         containers=containers,
         protected=tools.protected(containers),
+        into=wish.into,
     )
-    return plan, catalogue
+    if wish.pattern is not None and len(plan.volumes) != 1:
+        raise RestoreRefused(
+            f"a path is in one volume, and {len(plan.volumes)} were chosen", hint="name the VOLUME: restore SET VOLUME"
+        )
+    return replace(plan, pattern=wish.pattern, safety=wish.safety), catalogue
 
 
-def restore(
-    set_name: str, named: tuple[str, ...], tools: RestoreTools, follow: Follow, cancelled: threading.Event
-) -> RestoreReport:
-    """Put the volumes named, or all of the set, back to what they were in it.
+def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> RestoreReport:
+    """Put volumes back to what they were in a set.
 
     Raises SidecarError when nothing has been changed, and says so; what goes wrong later is in the report.
     """
-    work = _Restore(tools, follow, cancelled)
+    work = _Restore(wish, tools, follow, cancelled)
     with ExitStack() as undo:
         try:
-            plan = work.plan(set_name, named)
+            plan = work.plan()
+            work.keep_what_is_there()
             work.owe(undo)
             beside = [undo.enter_context(work.fetched(each)) for each in plan.volumes]  # proven, and on the disk
             with work.stopped():
@@ -117,6 +137,38 @@ def restore(
         except SidecarError as error:
             work.failed(error)  # raised on, unless something has been changed
     return work.report()
+
+
+def write_tar(wish: Wish, stores: Mapping[str, Store], write: Callable[[bytes], object], *, threads: int) -> None:
+    """The plain tar stream of one volume, or of what matches in it, each block proven before it is written.
+
+    Raises NotFound, RestoreRefused; ArchiveDamaged, SetInvalid, StoreError: then what was written is not whole.
+    """
+    catalogue = answered(stores)
+    manifest = catalogue.find(wish.set_name, wish.named)
+    plan = make_restore_plan(manifest, wish.named, volumes=(), containers=(), protected={}, into=_NOWHERE)
+    (each,) = plan.volumes
+    archive = find_archive(stores[catalogue.holders[manifest.set][0]], each.stored, _wanted(wish, each.stored))
+    for raw in tar_stream(archive, threads=threads):
+        write(raw)
+
+
+def _wanted(wish: Wish, volume: SetVolume) -> Callable[[bytes], Extract]:
+    """What to take of an archive, by its index. Raises NotFound when nothing matches."""
+
+    def wanted(index: bytes) -> Extract:
+        if wish.pattern is None:
+            return everything(index)
+        extract = matching(index, wish.pattern)
+        if not extract.files:
+            raise NotFound(
+                f"nothing in volume {volume.volume} matches {wish.pattern!r}",
+                hint="`list SET VOLUME GLOB` shows what does",
+                volume=volume.volume,
+            )
+        return extract
+
+    return wanted
 
 
 def settle_owed(engine: Engine, own: Container, journal: Journal, emit: Emit) -> None:
@@ -156,6 +208,7 @@ class _Beside:
     """A volume whose new content lies beside the old. told: to exchange them; done: it has."""
 
     restored: RestoredFrom
+    extract: Extract
     helper: Helper
     store: str
     told: bool = False
@@ -164,13 +217,14 @@ class _Beside:
 
     @property
     def name(self) -> str:
-        return self.restored.stored.volume
+        return self.restored.target
 
 
 class _Restore:
     """One restore: the steps of `restore`."""
 
-    def __init__(self, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> None:
+    def __init__(self, wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> None:
+        self._wish = wish
         self._tools = tools
         self._follow = follow
         self._cancelled = cancelled
@@ -180,17 +234,34 @@ class _Restore:
         self._beside: list[_Beside] = []
         self._frozen: Frozen | None = None
         self._reasons: list[Reason] = []
+        self._safety: str | None = None
         self._waiting: set[int] = set()  # helpers that have not said their last word
 
-    def plan(self, set_name: str, named: tuple[str, ...]) -> RestorePlan:
+    def plan(self) -> RestorePlan:
         """Look, decide, and say what will be done. Raises what `plan_restore` does."""
         self._follow(Progress("planning"))
-        self._plan, self._catalogue = plan_restore(set_name, named, self._tools)
+        self._plan, self._catalogue = plan_restore(self._wish, self._tools)
         settle_owed(self._tools.engine, self._tools.own(), self._tools.journal, self._emit)
         self._emit(
             "restore_started", volumes=self._names(), containers=[container.name for container in self._plan.containers]
         )
         return self._plan
+
+    def keep_what_is_there(self) -> None:
+        """A set of what is about to be replaced, so that it can be undone. Raises RestoreRefused, Interrupted."""
+        names = tuple(each.target for each in self._plan.volumes if each.exists)
+        if not names or not self._wish.safety:
+            return
+        report = self._tools.safety(names, {PRE_RESTORE: self._plan.manifest.set})
+        self._check()
+        kept = {volume.volume for volume in report.volumes if volume.outcome in (Outcome.GOOD, Outcome.PARTIAL)}
+        if report.set is None or not kept >= set(names):
+            why = report.reasons[0].message if report.reasons else "no reason is known"
+            raise RestoreRefused(
+                f"what is there now could not be backed up first: {why}",
+                hint="mend that; or restore with --no-safety, and lose what is there now",
+            )
+        self._safety = report.set
 
     def owe(self, undo: ExitStack) -> None:
         """Note what has to be looked after if we die, and have a second container stand by for it."""
@@ -204,11 +275,10 @@ class _Restore:
 
         A volume that is left without an exchange is as it was, and gone if it was not there before.
         """
-        name = each.stored.volume
         with ExitStack() as undo:
             if not each.exists:
-                self._tools.engine.create_volume(name, labels=each.stored.labels)
-                undo.callback(self._remove_unless_done, name)
+                self._tools.engine.create_volume(each.target, labels=each.labels)
+                undo.callback(self._remove_unless_done, each.target)
             beside = self._first_whole(each, undo)
             self._beside.append(beside)
             yield beside
@@ -268,10 +338,11 @@ class _Restore:
         """What the restore says about itself; emits `restore_finished`."""
         volumes = tuple(
             RestoredVolume(
-                beside.name,
+                beside.restored.stored.volume,
                 Outcome.GOOD if beside.done else Outcome.FAILED,
-                files=beside.restored.stored.files,
-                bytes_written=beside.restored.stored.raw_bytes,
+                into=beside.name,
+                files=beside.extract.files,
+                bytes_written=beside.extract.length,
                 store=beside.store,
                 created=not beside.restored.exists,
                 error=beside.error.message if beside.error else None,
@@ -293,6 +364,7 @@ class _Restore:
             containers=self._frozen.containers if self._frozen else (),
             volumes=volumes,
             reasons=tuple(self._reasons),
+            safety=self._safety,
         )
         first = self._reasons[0] if self._reasons else None
         self._emit(
@@ -315,77 +387,42 @@ class _Restore:
         for name in stores:
             with ExitStack() as attempt:
                 try:
-                    helper = self._helper(each.stored, attempt)
-                    self._send(each.stored, self._tools.stores[name], helper)
+                    archive = find_archive(self._tools.stores[name], each.stored, _wanted(self._wish, each.stored))
+                    helper = self._helper(each.target, archive.extract, attempt)
+                    self._send(each.target, archive, helper)
                 except (StoreError, SetInvalid, ArchiveDamaged) as error:
                     if name == stores[-1]:
                         raise
                     self._emit("store_failed", store=name, code=error.code, error=error.message, hint=error.hint)
                     continue
                 undo.enter_context(attempt.pop_all())
-                return _Beside(each, helper, name)
+                return _Beside(each, archive.extract, helper, name)
         raise AssertionError("a set lies in a store")
 
-    def _helper(self, stored: SetVolume, undo: ExitStack) -> Helper:
+    def _helper(self, volume: str, extract: Extract, undo: ExitStack) -> Helper:
         """A container that has the volume, and says that there is room."""
-        command = ["unpack", f"--root={TARGET}", f"--length={stored.raw_bytes}", f"--files={stored.files}"]
+        command = ["unpack", f"--root={TARGET}", f"--length={extract.length}", f"--files={extract.files}"]
+        command += ["--merge"] if self._wish.pattern is not None else []
         helper = undo.enter_context(
-            self._tools.engine.help_with(self._tools.own(), stored.volume, command=command, target=TARGET)
+            self._tools.engine.help_with(self._tools.own(), volume, command=command, target=TARGET)
         )
         self._waiting.add(id(helper))
-        undo.callback(self._dismiss, helper, stored.volume)
-        self._word(helper, stored.volume)
+        undo.callback(self._dismiss, helper, volume)
+        self._word(helper, volume)
         return helper
 
-    def _send(self, stored: SetVolume, store: Store, helper: Helper) -> None:
-        done = 0
-        for raw in self._raw_blocks(stored, store):
+    def _send(self, volume: str, archive: Archive, helper: Helper) -> None:
+        done, total = 0, archive.extract.length
+        for raw in tar_stream(archive, threads=self._tools.threads):
             self._check()
             try:
                 helper.send(raw)
             except HelperEnded:
-                self._word(helper, stored.volume)  # raises its own reason, where it gave one
+                self._word(helper, volume)  # raises its own reason, where it gave one
                 raise
             done += len(raw)
-            self._follow(Progress("restoring", stored.volume, done, stored.raw_bytes))
-        self._word(helper, stored.volume)
-
-    def _raw_blocks(self, stored: SetVolume, store: Store) -> Iterator[bytes]:
-        """The tar stream, block by block, each proven against the index, and the index against the manifest."""
-        index = read_document(store, stored.index.key)
-        if (len(index), f"{isal_zlib.crc32(index):08x}") != (stored.index.size, stored.index.crc32):
-            raise ArchiveDamaged(f"{store.location}/{stored.index.key} is not what was written", hint=_OTHER_COPY)
-        blocks = [each.block for each in read_blocks(index)]
-        told = sum(block.length for block in blocks), sum(block.raw_length for block in blocks)
-        archive = store.head(stored.archive.key)
-        if told != (stored.archive.size, stored.raw_bytes) or archive.size != stored.archive.size:
-            raise ArchiveDamaged(
-                f"{store.location}/{archive.key} has {archive.size} bytes, its index tells of {told[0]}, "
-                f"and the manifest of {stored.archive.size}",
-                hint=_OTHER_COPY,
-            )
-
-        def fetch(block: Block) -> bytes:
-            with store.open(archive.key, offset=block.offset, length=block.length, if_match=archive.entity) as source:
-                data = b"".join(iter(lambda: source.read(block.length), b""))
-            try:
-                return unpacked(block, data)
-            except ArchiveDamaged as error:
-                error.message = f"{store.location}/{archive.key}: {error.message}"
-                raise
-
-        with ThreadPoolExecutor(self._tools.threads, thread_name_prefix="download") as pool:
-            under_way: deque[Future[bytes]] = deque()
-            try:
-                for block in blocks:
-                    under_way.append(pool.submit(fetch, block))
-                    if len(under_way) > self._tools.threads:
-                        yield under_way.popleft().result()
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:
-                for future in under_way:
-                    future.cancel()
+            self._follow(Progress("restoring", volume, done, total))
+        self._word(helper, volume)
 
     # --- helpers and what they say -----------------------------------------------------------------------------------
 
@@ -397,9 +434,12 @@ class _Restore:
                 self._check()
             if time.monotonic() >= until:
                 raise EngineError(f"the helper of volume {volume} has said nothing for {_PATIENCE:g} s", hint=_SEE_DISK)
+        return self._heard(line, helper, volume)
+
+    def _heard(self, line: bytes, helper: Helper, volume: str) -> Word:
         try:
             word = _understood(line, volume)
-        except (NoRoom, RestoreFailed):
+        except (NoRoom, RestoreFailed):  # it has cleaned up before it said so
             self._waiting.discard(id(helper))
             raise
         if word in _LAST_WORDS:
@@ -412,8 +452,8 @@ class _Restore:
         until = time.monotonic() + _FAREWELL
         with suppress(SidecarError):
             while id(helper) in self._waiting and time.monotonic() < until:
-                if (line := helper.hear(_LISTEN)) and _understood(line, volume) in _LAST_WORDS:
-                    self._waiting.discard(id(helper))
+                if line := helper.hear(_LISTEN):
+                    self._heard(line, helper, volume)
 
     def _settled_for(self, beside: _Beside, error: EngineError) -> Word:
         """What has become of a volume whose helper did not answer. Its containers wait until that is known."""
@@ -478,7 +518,7 @@ class _Restore:
             raise Interrupted("the restore was told to stop", hint="the same command restores")
 
     def _names(self) -> list[str]:
-        return [each.stored.volume for each in self._plan.volumes]
+        return [each.target for each in self._plan.volumes]
 
     def _emit(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
         self._tools.emit(name, level=level, restore=self._id, set=self._plan.manifest.set, **fields)

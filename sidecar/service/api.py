@@ -136,7 +136,14 @@ class ControlApi:
 
     async def _restore_plan(self, request: Request) -> Response:
         query = request.query_params
-        wanted = RestoreRequest(query.get("set", "latest"), tuple(query.getlist("volume")))
+        wanted = RestoreRequest(
+            query.get("set", "latest"),
+            tuple(query.getlist("volume")),
+            into=query.get("into"),
+            pattern=query.get("pattern"),
+            host=query.get("host"),
+            safety="safety" in query,
+        )
         return _json(await run_in_threadpool(self._jobs.restore_plan, wanted))
 
     async def _cancel(self, _: Request) -> Response:
@@ -158,7 +165,7 @@ class ControlApi:
         return _json(self._facts() | await run_in_threadpool(self._jobs.plan))
 
     async def _sets(self, request: Request) -> Response:
-        wanted = [request.query_params.get(name) for name in ("set", "volume", "pattern")]
+        wanted = [request.query_params.get(name) for name in ("set", "volume", "pattern", "host")]
         return _json(await run_in_threadpool(self._jobs.sets, *wanted))
 
     async def _status(self, _: Request) -> Response:
@@ -252,11 +259,14 @@ def _names(wanted: dict[str, Any]) -> tuple[str, ...]:
 
 def _restore_request(body: bytes) -> tuple[RestoreRequest, bool]:
     """The request and whether it must not wait. Raises _Usage."""
-    wanted = _object(body, {"set", "volumes", "no_wait"})
-    set_name, no_wait = wanted.get("set", "latest"), wanted.get("no_wait", False)
-    if not isinstance(set_name, str) or not isinstance(no_wait, bool):
-        raise _Usage("set is not a name, or no_wait not true or false")
-    return RestoreRequest(set_name, _names(wanted)), no_wait
+    wanted = _object(body, {"set", "volumes", "into", "pattern", "host", "safety", "no_wait"})
+    texts = {name: wanted.get(name) for name in ("into", "pattern", "host")}
+    set_name, safety, no_wait = wanted.get("set", "latest"), wanted.get("safety", True), wanted.get("no_wait", False)
+    if not all(text is None or isinstance(text, str) for text in (set_name, *texts.values())) or set_name is None:
+        raise _Usage("set, into, pattern or host is not a text")
+    if not isinstance(safety, bool) or not isinstance(no_wait, bool):
+        raise _Usage("safety or no_wait is not true or false")
+    return RestoreRequest(set_name, _names(wanted), safety=safety, **texts), no_wait  # type: ignore[arg-type]
 
 
 def _run_request(body: bytes) -> tuple[RunRequest, bool]:

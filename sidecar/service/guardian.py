@@ -17,13 +17,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sidecar.durable import replace_file
 from sidecar.errors import NotFound, SidecarError
 from sidecar.events import Emit
 from sidecar.guarding import Guarded
 from sidecar.plan import nearest
 from sidecar.report import rfc3339
 from sidecar.service.jobs_port import Jobs
-from sidecar.service.memory import moment, replace_durably
+from sidecar.service.memory import moment
 
 FORMAT = 1
 
@@ -238,7 +239,7 @@ class Guardian:
         if document == self._kept:
             return
         try:
-            replace_durably(self._path, json.dumps(document).encode())
+            replace_file(self._path, json.dumps(document).encode())
         except OSError as error:
             self._emit(
                 "memory_unwritten",

@@ -32,13 +32,22 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class RestoreRequest:
-    """One restore as it was asked for. set_name: a set's, or `latest`; volumes: names, all of the set when empty."""
+    """One restore as it was asked for.
+
+    set_name: a set's, or `latest`. volumes: names, all of the set when empty. into: the name of a new volume for the
+    one that is named. pattern: a glob over the paths of the one that is named. host: whose sets, ours when None.
+    safety: whether what is there now is backed up first.
+    """
 
     activity: ClassVar[str] = "restore"
     state: ClassVar[str] = "restoring"
 
     set_name: str = "latest"
     volumes: tuple[str, ...] = ()
+    into: str | None = None
+    pattern: str | None = None
+    host: str | None = None
+    safety: bool = True
     trigger: str = "manual"
 
 
@@ -105,7 +114,9 @@ class Jobs(Protocol):
     def plan(self) -> dict[str, Any]:
         """The object of `plan --json`: what a run would do now."""
 
-    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+    def sets(
+        self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
+    ) -> dict[str, Any]:
         """The object of `list --json`: all sets, or the one named; with volume its files, as `{"files": [...]}`.
 
         pattern: a glob over the files' paths. Raises NotFound for a set or volume that does not exist.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sidecar.durable import replace_file
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.service.shipments import Shipment
@@ -74,7 +74,7 @@ class Memory:
             "pending": [each.as_json() for each in remembered.pending],
         }
         try:
-            replace_durably(self._path, json.dumps(document).encode())
+            replace_file(self._path, json.dumps(document).encode())
         except OSError as exc:
             self._emit(
                 "memory_unwritten",
@@ -137,19 +137,3 @@ def moment(text: Any) -> datetime:
     if found.tzinfo is None:
         raise ValueError("a time is without a zone")
     return found
-
-
-def replace_durably(path: Path, raw: bytes) -> None:
-    """Let a file hold these bytes and no others: a temporary name, fsync, rename. Raises OSError."""
-    beside = path.with_name(path.name + ".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFound, SidecarError, ThawFailed
@@ -313,17 +314,21 @@ class Runs:
 
     def _work(self) -> None:
         while ticket := self._next():
-            try:
-                if isinstance(ticket.request, ShipRequest):
-                    self._ship(ticket, ticket.request.shipment)  # nobody follows it
-                else:
-                    ticket.result.set_result(self._do(ticket, ticket.request))
-            except SidecarError as exc:
-                ticket.result.set_exception(exc)
-            finally:
-                with self._changed:
-                    self._running = None
-                    self._changed.notify_all()
+            tell = self._done(ticket)
+            with self._changed:
+                self._running = None
+                self._changed.notify_all()
+            tell()  # last: whoever hears of its end finds the daemon idle
+
+    def _done(self, ticket: Ticket) -> Callable[[], None]:
+        """Do what a ticket asks for; what tells its followers how it ended."""
+        try:
+            if isinstance(ticket.request, ShipRequest):
+                self._ship(ticket, ticket.request.shipment)
+                return lambda: None  # nobody follows it
+            return partial(ticket.result.set_result, self._do(ticket, ticket.request))
+        except SidecarError as exc:
+            return partial(ticket.result.set_exception, exc)
 
     def _next(self) -> Ticket | None:
         """The next ticket: a run's, or a shipment's when no run waits; None when the daemon stops."""

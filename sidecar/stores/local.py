@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from isal import isal_zlib
 
+from sidecar.durable import sync_directory
 from sidecar.errors import (
     BucketMissing,
     ChecksumMismatch,
@@ -165,7 +166,7 @@ class LocalStore:
                     continue
                 directory = os.path.dirname(path)
                 with suppress(FileNotFoundError):  # another delete has removed the empty directory
-                    _sync_directory(directory)
+                    sync_directory(directory)
                 while directory != self._root:
                     try:
                         os.rmdir(directory)
@@ -248,7 +249,7 @@ class LocalStore:
                 # Somebody's delete has just removed the empty directory; or there is nothing to publish (into).
                 if attempt == 99 or not os.path.isdir(self._root) or not os.path.lexists(body):
                     raise
-        _sync_directory(directory)
+        sync_directory(directory)
         return _stored(key, os.lstat(path))
 
     def _make_directories(self, directory: str) -> None:
@@ -258,7 +259,7 @@ class LocalStore:
         self._make_directories(parent)
         with suppress(FileExistsError):
             os.mkdir(directory, 0o700)
-        _sync_directory(parent)
+        sync_directory(parent)
 
     def _same_content(self, key: str, data: bytes) -> Stored:
         with self.open(key) as source:
@@ -541,11 +542,3 @@ def _rename_if_absent(body: str, path: str) -> None:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
         os.rename(body, path)
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from tests.engine.harness import (
     Machine,
     Run,
     Sidecar,
+    command,
     describe,
     differences,
     docker,
@@ -175,6 +176,68 @@ def test_a_volume_that_was_deleted_is_made_again_with_its_labels(
     labels = docker("volume", "inspect", "--format", "{{json .Labels}}", shop.more).out
     assert machine.name("restore") in labels
     shop.assert_is({"data": shop.ruined["data"], "more": shop.wanted["more"]})
+
+
+# --- other forms -----------------------------------------------------------------------------------------------------
+
+
+def test_a_restore_can_be_undone_from_the_set_that_was_made_first(sidecar: Sidecar, shop: Shop) -> None:
+    report = restore(sidecar)
+    shop.assert_is(shop.wanted)
+    undone = restore(sidecar, report["safety"], "--no-safety")
+    assert undone["safety"] is None
+    shop.assert_is(shop.ruined)
+    listed = {each["set"]: each["tags"] for each in sidecar.verb("list", "--json", check=True).json()["sets"]}
+    assert listed[report["safety"]] == {"pre-restore": shop.set_name}
+    assert restore(sidecar)["set"] == shop.set_name  # which that set is not the latest for
+
+
+def test_as_a_new_volume_the_live_one_and_its_users_are_left_alone(
+    machine: Machine, sidecar: Sidecar, shop: Shop
+) -> None:
+    before, new = shop.started_at(), machine.name("restore-then")
+    done = sidecar.verb("restore", "latest", shop.data, "--as", new, "--yes")
+    assert done.code == 0, done
+    oracle = machine.run("then-oracle", ["sleep", "infinity"], "--volume", f"{new}:/then:ro")
+    try:
+        (found,) = describe(oracle, "/then")
+    finally:
+        machine.remove(oracle)
+        docker("volume", "rm", new)
+    assert differences(shop.wanted["data"], found) == []
+    assert shop.started_at() == before
+    shop.assert_is(shop.ruined)
+    assert sidecar.verb("restore", "latest", shop.data, "--as", shop.more, "--yes").code == 1
+
+
+def test_one_file_comes_back_and_all_else_stays(sidecar: Sidecar, shop: Shop) -> None:
+    restore(sidecar, "latest", shop.data, "--path", "many/9")
+    now = shop.now()["data"]
+    assert now["./many/9"] == shop.wanted["data"]["./many/9"]
+    assert {"./ruined", "./other/x"} <= now.keys()
+    assert sidecar.verb("restore", "latest", shop.data, "--path", "manny", "--yes").code == 10
+
+
+def test_a_volume_goes_to_standard_output_as_plain_tar(sidecar: Sidecar, shop: Shop) -> None:
+    script = 'docker exec "$1" restore latest "$2" --to - --path "many/1*" | tar -tf - | sort'
+    listed = command("bash", "-euo", "pipefail", "-c", script, "bash", sidecar.name, shop.data).out.split()
+    expected = [path for path in shop.wanted["data"] if path.startswith("./many/1")]
+    assert listed == sorted(["./many/", *expected])
+    missing = sidecar.verb("restore", "latest", shop.data + "s", "--to", "-")
+    assert (missing.code, missing.out) == (10, "")
+    assert shop.data in missing.err
+    shop.assert_is(shop.ruined)
+
+
+def test_sets_of_another_host_in_the_same_bucket_are_restored_by_its_name(sidecar: Sidecar, shop: Shop) -> None:
+    sidecar.up(BACKUP_HOST="new-machine")
+    try:
+        assert sidecar.verb("restore", "latest", "--yes").code == 10  # it has none of its own
+        assert sidecar.verb("list", "--host", "", "--json").json()["sets"]
+        restore(sidecar, "latest", shop.more, "--host", "")
+        shop.assert_is({"data": shop.ruined["data"], "more": shop.wanted["more"]})
+    finally:
+        sidecar.up(BACKUP_HOST=None)
 
 
 # --- refused, and nothing is changed ---------------------------------------------------------------------------------

@@ -137,13 +137,22 @@ class PretendJobs:
     def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
         if "missing" in request.volumes:
             raise NotFound("there is no volume missing", hint="there are shop_data and wiki")
-        volume = {"volume": "shop_data", "exists": True, "files": 12, "raw_bytes": 9 * MEBIBYTE, "archive_bytes": 5}
+        volume = {
+            "volume": "shop_data",
+            "into": request.into or "shop_data",
+            "exists": request.into is None,
+            "files": 12,
+            "raw_bytes": 9 * MEBIBYTE,
+            "archive_bytes": 5,
+        }
         return {
             "set": SET["set"],
             "time": SET["time"],
             "host": SET["host"],
             "volumes": [volume],
             "containers": ["shop-db-1"],
+            "pattern": request.pattern,
+            "safety": request.safety,
             "warnings": [],
         }
 
@@ -151,21 +160,25 @@ class PretendJobs:
         if "damaged" in request.volumes:
             raise ArchiveDamaged("a block is not what was written; no volume was changed", hint="verify the set")
         follow(Progress("restoring", "shop_data", 1, 2))
-        volumes = (RestoredVolume("shop_data", Outcome.GOOD, 12, 9 * MEBIBYTE, "s3"),)
+        into = request.into or "shop_data"
+        volumes = (RestoredVolume("shop_data", Outcome.GOOD, 12, 9 * MEBIBYTE, "s3", into=into),)
         outcome, reasons = Outcome.GOOD, ()
         if "half" in request.volumes:
             error = ("its helper ended", "the same command restores it")
             volumes += (RestoredVolume("wiki", Outcome.FAILED, error=error[0], hint=error[1]),)
             outcome, reasons = Outcome.PARTIAL, (Reason("restore_failed", *error, volume="wiki"),)
         started = datetime(2026, 1, 2, 9, tzinfo=UTC)
-        return RestoreReport("x", SET["set"], outcome, started, 7333.0, 912.4, ("shop-db-1",), volumes, reasons)
+        safety = "backup-20260102_085900" if request.safety else None
+        return RestoreReport("x", SET["set"], outcome, started, 7333.0, 912.4, ("shop-db-1",), volumes, reasons, safety)
 
     def plan(self) -> dict[str, Any]:
         if os.path.exists(self.gate):
             raise EngineUnreachable("nothing answers on /var/run/docker.sock", hint="mount the socket")
         return PLAN
 
-    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+    def sets(
+        self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
+    ) -> dict[str, Any]:
         if set_name not in (None, "latest", SET["set"]):
             raise NotFound(f"there is no set {set_name}", hint="`list` shows all")
         if volume:

@@ -491,6 +491,29 @@ def test_a_restore_shows_what_it_will_do_then_does_it_and_says_how_it_went(daemo
     assert "  shop-db-1 stopped for 912 ms, and started again" in lines
 
 
+def test_the_forms_of_a_restore_are_shown_in_words(daemon: DaemonProcess):
+    words = invoke(daemon, "restore", "latest", "shop_data", "--yes").stdout
+    assert "what is there now is backed up first" in words
+    assert "what was there before is in set backup-20260102_085900" in words
+    words = invoke(daemon, "restore", "latest", "shop_data", "--no-safety", "--yes").stdout
+    assert "backed up first" not in words
+    assert "what was there before" not in words
+    words = invoke(daemon, "restore", "latest", "shop_data", "--as", "then", "--yes").stdout
+    assert "is made, as then" in words
+    assert "restored into then" in words
+    assert (
+        "gets what matches a/*; all else stays"
+        in invoke(daemon, "restore", "latest", "shop_data", "--path", "a/*", "--dry-run").stdout
+    )
+
+
+@pytest.mark.parametrize("arguments", ["a --to x", "a --to - --json", "--to -", "a b --to -"])
+def test_a_tar_stream_is_of_one_volume_and_goes_to_standard_output(daemon: DaemonProcess, arguments: str):
+    done = invoke(daemon, "restore", "latest", *arguments.split())
+    assert done.exit_code == 2
+    assert "--to takes `-`" in done.output
+
+
 def test_without_a_yes_and_without_a_terminal_nothing_is_restored(daemon: DaemonProcess):
     for options in ([], ["--json"]):
         done = invoke(daemon, "restore", *options)

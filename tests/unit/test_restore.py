@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,18 @@ from sidecar.errors import (
 )
 from sidecar.events import Progress
 from sidecar.jobs.catalogue import read_document
-from sidecar.jobs.restore import OWED, RestoreTools, owed_volumes, plan_restore, restore, settle_owed
+from sidecar.jobs.restore import (
+    OWED,
+    RestoreTools,
+    Wish,
+    owed_volumes,
+    plan_restore,
+    restore,
+    settle_owed,
+    write_tar,
+)
 from sidecar.model import ContainerState
-from sidecar.report import Outcome, RestoreReport
+from sidecar.report import Outcome, RestoreReport, RunReport
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Store
 from tests.unit.test_backup import Shop
@@ -90,15 +100,26 @@ class Loss(Shop):
             dead_man=lambda run, emit: DeadMan(
                 self.engine, self.engine.container("backup"), run=run, lease=30.0, state="/state", emit=emit
             ),
+            safety=self.safety,
             threads=2,
             emit=self.emit,
             now=self.tick,
         )
 
+    def safety(self, volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:
+        self.second += 1
+        return self.run(*volumes, tags=tags)
+
     def restore(
-        self, *named: str, set_name: str = "latest", follow: Callable[[Progress], None] | None = None
+        self,
+        *named: str,
+        set_name: str = "latest",
+        follow: Callable[[Progress], None] | None = None,
+        safety: bool = False,
+        **wish: Any,
     ) -> RestoreReport:
-        return restore(set_name, named, self.tools(), follow or self.progress.append, self.cancelled)
+        wished = Wish(set_name, named, safety=safety, **wish)
+        return restore(wished, self.tools(), follow or self.progress.append, self.cancelled)
 
     def refused(self, kind: type[SidecarError], *named: str, match: str = "", **options: Any) -> SidecarError:
         """The error of a restore that must change nothing, start and stop nobody, and leave nothing behind."""
@@ -122,8 +143,10 @@ def loss(tmp_path: Path) -> Loss:
     return Loss(tmp_path)
 
 
-def phases(loss: Loss) -> list[str]:
-    return list(dict.fromkeys(progress.phase for progress in loss.progress))
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers of a busy machine may take their time to say farewell."""
+    monkeypatch.setattr("sidecar.jobs.restore._FAREWELL", 60.0)
 
 
 # --- restored --------------------------------------------------------------------------------------------------------
@@ -262,12 +285,16 @@ def test_a_damaged_manifest_is_said(loss: Loss) -> None:
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_fetched(loss: Loss) -> None:
-    store, key = loss.stores["memory"], sets.manifest_key(loss.set)
-    manifest = sets.Manifest.from_json(read_document(store, key), where=key)
-    volumes = tuple(replace(v, files=1 << 50) if v.volume == "db" else v for v in manifest.volumes)
-    store.put(key, replace(manifest, volumes=volumes).to_json())
-    error = loss.refused(NoRoom, match="are needed beside what the volume holds now")
+    original = loss.engine.help_with
+
+    def with_a_small_disk(like: Any, volume: str, *, command: list[str], target: str) -> Any:
+        larger = [f"--files={1 << 50}" if part.startswith("--files") and volume == "db" else part for part in command]
+        return original(like, volume, command=larger, target=target)
+
+    loss.engine.help_with = with_a_small_disk  # type: ignore[method-assign]
+    error = loss.refused(NoRoom, match="are needed")
     assert error.volume == "db"
+    assert not [progress for progress in loss.progress if progress.phase == "restoring"]
 
 
 @pytest.mark.parametrize("why", ["itself", "swarm", "paused", "carries"])
@@ -491,7 +518,7 @@ def test_a_journal_that_names_a_volume_that_is_gone_owes_nothing(loss: Loss) -> 
 
 
 def test_the_plan_says_what_would_be_done_and_does_nothing(loss: Loss) -> None:
-    plan, _ = plan_restore("latest", (), loss.tools())
+    plan, _ = plan_restore(Wish(), loss.tools())
     document = plan.as_json()
     assert document["set"] == loss.set
     assert document["containers"] == ["db", "files"]
@@ -499,3 +526,98 @@ def test_the_plan_says_what_would_be_done_and_does_nothing(loss: Loss) -> None:
     assert loss.now() == loss.ruined
     assert loss.engine.helping == []
     assert loss.events == []
+
+
+# --- other forms -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_replaced_is_backed_up_first_and_comes_back_from_that(loss: Loss) -> None:
+    report = loss.restore(safety=True)
+    assert loss.now() == loss.wanted
+    assert report.safety is not None
+    assert report.safety != loss.set
+    # Undone; and a set of that kind is never taken for the latest.
+    undone = loss.restore(set_name=report.safety)
+    assert undone.outcome is Outcome.GOOD
+    assert loss.now() == loss.ruined
+    assert loss.restore().set == loss.set
+
+
+def test_without_a_set_of_what_is_there_nothing_is_replaced(loss: Loss) -> None:
+    loss.engine.fail("pause", "db", EngineDenied("POST pause is not permitted"), times=99)
+    error = loss.refused(RestoreRefused, safety=True, match="could not be backed up first: POST pause is not permitted")
+    assert "--no-safety" in error.hint
+    assert loss.restore().outcome is Outcome.GOOD
+
+
+def test_nothing_is_backed_up_first_where_nothing_is_replaced(loss: Loss) -> None:
+    assert loss.restore("db", into="db-then", safety=True).safety is None
+
+
+def test_as_a_new_volume_it_touches_nothing_else_and_nobody_is_stopped(loss: Loss) -> None:
+    report = loss.restore("files", into="files-then")
+    assert report.outcome is Outcome.GOOD
+    assert [(v.volume, v.into, v.created) for v in report.volumes] == [("files", "files-then", True)]
+    assert loss.found("files-then") == loss.wanted["files"]
+    assert loss.now() == loss.ruined
+    assert loss.engine.names("stop") == []
+    (made,) = [volume for volume in loss.engine.volumes() if volume.name == "files-then"]
+    assert dict(made.labels) == {"backup.restored-from": f"{loss.set}/files"}
+    loss.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("named", "into", "match"),
+    [
+        (("db", "files"), "new", "2 volumes cannot be restored as the one volume new"),
+        (("db",), "files", "volume files exists already"),
+        (("db",), "../x", "is no name for a volume"),
+    ],
+)
+def test_what_cannot_be_a_new_volume_is_refused(loss: Loss, named: tuple[str, ...], into: str, match: str) -> None:
+    loss.refused(RestoreRefused, *named, into=into, match=match)
+
+
+def test_a_path_alone_is_put_in_place_and_all_else_stays(loss: Loss) -> None:
+    report = loss.restore("files", pattern="one/file")
+    assert report.outcome is Outcome.GOOD
+    assert loss.found("files") == {
+        **loss.ruined["files"],
+        "one": loss.wanted["files"]["one"],
+        "one/file": loss.wanted["files"]["one/file"],
+        "link": loss.wanted["files"]["link"],  # which had led nowhere
+    }
+    assert [v.files for v in report.volumes] == [2]
+    loss.assert_nothing_is_left()
+
+
+def test_a_path_that_matches_nothing_and_a_path_in_many_volumes_are_refused(loss: Loss) -> None:
+    error = loss.refused(NotFound, "files", pattern="on/file", match="nothing in volume files matches 'on/file'")
+    assert "list SET VOLUME GLOB" in error.hint
+    loss.refused(RestoreRefused, pattern="one/file", match="a path is in one volume, and 2 were chosen")
+
+
+def test_the_newest_set_that_has_the_volume_is_the_latest(loss: Loss) -> None:
+    loss.second += 5
+    assert loss.run("db").outcome is Outcome.GOOD
+    assert loss.restore("files").set == loss.set
+    assert loss.restore("db").set != loss.set
+
+
+def test_a_volume_as_plain_tar_is_what_gnu_tar_unpacks(loss: Loss, tmp_path: Path) -> None:
+    for pattern, wanted in ((None, loss.wanted["files"]), ("link", {"link": loss.wanted["files"]["link"]})):
+        stream = tmp_path / "stream.tar"
+        with stream.open("wb") as file:
+            write_tar(Wish(named=("files",), pattern=pattern), loss.stores, file.write, threads=2)
+        there = tmp_path / f"unpacked-{pattern}"
+        there.mkdir()
+        done = subprocess.run(["tar", "-xpf", stream], cwd=there, check=True, capture_output=True)
+        assert done.stderr == b""
+        assert {p.name for p in there.rglob("*")} == {Path(name).name for name in wanted}
+    assert loss.now() == loss.ruined
+
+
+def test_a_damaged_archive_ends_a_tar_stream_with_an_error(loss: Loss) -> None:
+    flip(loss.stores["memory"], f"{loss.set}/db.tar.gz", -1000)
+    with pytest.raises(ArchiveDamaged):
+        write_tar(Wish(named=("db",)), loss.stores, lambda _: None, threads=2)

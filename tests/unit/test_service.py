@@ -385,7 +385,9 @@ class ScriptedJobs:
     def plan(self) -> dict[str, Any]:
         raise KeyError("Mounts")
 
-    def sets(self, set_name: str | None, volume: str | None, pattern: str | None) -> dict[str, Any]:
+    def sets(
+        self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
+    ) -> dict[str, Any]:
         raise NotFound(f"no set {set_name} of {volume} with {pattern}", hint="look again")
 
     def guard(self, released: Collection[str]) -> Guarded:

@@ -1,0 +1,95 @@
+"""From a store to a volume's tar stream: several ranges at once, each block proven, in order, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from isal import isal_zlib
+
+from sidecar.archive.reader import Extract, Piece, read_blocks, unpacked
+from sidecar.archive.records import END_OF_ARCHIVE
+from sidecar.errors import ArchiveDamaged
+from sidecar.jobs.catalogue import read_document
+from sidecar.sets import SetVolume
+from sidecar.stores.port import Store, Stored
+
+_OTHER_COPY = "verify the set; another set, or another store's copy of it, may be whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An archive in a store, with what is wanted of it."""
+
+    store: Store
+    stored: Stored
+    extract: Extract
+
+
+def find_archive(store: Store, volume: SetVolume, wanted: Callable[[bytes], Extract]) -> Archive:
+    """A volume's archive, once its index agrees with the manifest, and its length with both.
+
+    wanted: says of an index (the whole object) what to take. Raises ArchiveDamaged, SetInvalid, StoreError.
+    """
+    index = read_document(store, volume.index.key)
+    if (len(index), f"{isal_zlib.crc32(index):08x}") != (volume.index.size, volume.index.crc32):
+        raise ArchiveDamaged(f"{store.location}/{volume.index.key} is not what was written", hint=_OTHER_COPY)
+    length = raw_length = 0
+    for each in read_blocks(index):
+        length += each.block.length
+        raw_length += each.block.raw_length
+    stored = store.head(volume.archive.key)
+    if (length, raw_length) != (volume.archive.size, volume.raw_bytes) or stored.size != volume.archive.size:
+        raise ArchiveDamaged(
+            f"{store.location}/{stored.key} has {stored.size} bytes, its index tells of {length}, "
+            f"and the manifest of {volume.archive.size}",
+            hint=_OTHER_COPY,
+        )
+    return Archive(store, stored, wanted(index))
+
+
+def tar_stream(archive: Archive, *, threads: int) -> Iterator[bytes]:
+    """The tar stream of what is wanted, its end included. At most `threads` + 1 blocks are in memory.
+
+    Raises ArchiveDamaged, StoreError.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="download") as pool:
+        under_way: deque[Future[bytes]] = deque()
+        try:
+            for pieces in _by_block(archive.extract.pieces):
+                under_way.append(pool.submit(_fetch, archive, pieces))
+                if len(under_way) > threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+    yield END_OF_ARCHIVE
+
+
+def _by_block(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Pieces that follow one another in one block, which is fetched once for all of them."""
+    together: list[Piece] = []
+    for piece in pieces:
+        if together and together[-1].block is not piece.block:
+            yield together
+            together = []
+        together.append(piece)
+    if together:
+        yield together
+
+
+def _fetch(archive: Archive, pieces: Sequence[Piece]) -> bytes:
+    block, key = pieces[0].block, archive.stored.key
+    with archive.store.open(key, offset=block.offset, length=block.length, if_match=archive.stored.entity) as source:
+        data = b"".join(iter(lambda: source.read(block.length), b""))
+    try:
+        raw = unpacked(block, data)
+    except ArchiveDamaged as error:
+        error.message = f"{archive.store.location}/{key}: {error.message}"
+        raise
+    whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
+    return raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)
