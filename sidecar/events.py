@@ -46,6 +46,7 @@ EVENTS: dict[str, int] = {
     "guard_changed": logging.INFO,
     "guard_kept": logging.WARNING,
     "guard_missing": logging.WARNING,
+    "verify_finished": logging.INFO,
     "crashed": logging.ERROR,
     "library": logging.WARNING,
     "log_lines_dropped": logging.WARNING,
@@ -64,7 +65,8 @@ class Progress:
     """Where a job is, sizes in bytes.
 
     phase: `planning`, `copying` (the application runs), `hooks`, `freezing`, `comparing` (it stands still), `packing`,
-    `committing` of a run; `planning`, `restoring`, `stopping`, `exchanging` of a restore; `shipping`.
+    `committing` of a run; `planning`, `restoring`, `stopping`, `exchanging` of a restore; `planning`,
+    `verifying`; `shipping`.
 
     total_bytes is 0 while it is not known.
     """

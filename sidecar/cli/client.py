@@ -37,10 +37,10 @@ class Daemon:
 
     def post(self, path: str, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One JSON object, for a request that changes something."""
-        return _whole(self._request("POST", path, json.dumps(wanted).encode() if wanted is not None else None))
+        return _whole(self._request("POST", path, json.dumps(wanted).encode() if wanted else None))
 
     def follow(self, path: str, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ask for a job (`/runs`, `/restores`); its lines until `report` or `error`.
+        """Ask for a job (`/runs`, `/restores`, `/verifications`); its lines until `report` or `error`.
 
         A stream that ends before is a Complaint.
         """

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from sidecar.guarding import Guarded
 from sidecar.plan import nearest
 from sidecar.report import rfc3339
 from sidecar.service.jobs_port import Jobs
-from sidecar.service.memory import moment
 
 FORMAT = 1
 
@@ -261,4 +260,4 @@ def _read(raw: bytes) -> _Known:
 
 
 def _moments(document: Mapping[str, Any]) -> dict[str, datetime]:
-    return {str(volume): moment(text) for volume, text in document.items()}
+    return {str(volume): datetime.fromisoformat(text).astimezone(UTC) for volume, text in document.items()}
