@@ -607,7 +607,6 @@ PLANNED: Mapping[str, str] = {
     "BACKUP_KEEP_S3": "never deletes a set",
     "BACKUP_OBJECT_LOCK": "does not lock objects: whoever may delete in the bucket can delete the sets",
     "BACKUP_DRILL_SCHEDULE": "does not try restores by itself",
-    "BACKUP_GUARD": "does not guard volumes: `docker-compose down -v` still deletes them",
     "BACKUP_HTTP": "does not serve HTTP",
     "NOTIFY_URLS": "does not send notifications",
     "NOTIFY_LEVEL": "does not send notifications",

@@ -6,7 +6,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,13 +35,15 @@ from sidecar.errors import (
     StoreDenied,
 )
 from sidecar.events import Emit, Follow
+from sidecar.guarding import Guarded
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.guard import GuardTools, dismiss, guard, sign
 from sidecar.jobs.marks import keep
-from sidecar.jobs.ownership import Claimant, claimant
+from sidecar.jobs.ownership import Claimant, claimant, state_of
 from sidecar.jobs.recover import sweep
 from sidecar.jobs.restore import (
     RestoreTools,
@@ -83,7 +85,7 @@ def build_jobs(settings: Settings, emit: Emit) -> Jobs:
     selection = Selection(include=settings.include, exclude=settings.exclude, quiesce=settings.quiesce)
     discovery = Discovery(engine, selection, settings.endpoint)
     discovery.check_mounts()
-    return _Jobs(settings, emit, engine, discovery)
+    return _Jobs(settings, emit, engine, discovery, selection)
 
 
 def check(environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -132,11 +134,14 @@ def stand_by(
 
 
 class _Jobs:
-    def __init__(self, settings: Settings, emit: Emit, engine: Engine, discovery: Discovery) -> None:
+    def __init__(
+        self, settings: Settings, emit: Emit, engine: Engine, discovery: Discovery, selection: Selection
+    ) -> None:
         self._settings = settings
         self._emit = emit
         self._engine = engine
         self._discovery = discovery
+        self._selection = selection
         self._journal = Journal(STATE / _JOURNAL)
         self._names = SetNames(_now, time.sleep)
         self._bare_stores = {name: _store(name, settings) for name in settings.stores}
@@ -255,6 +260,26 @@ class _Jobs:
     def _quick_stores(self, *, host: str | None = None) -> Mapping[str, Store]:
         stores = self._prompt_stores if host is None else _stores_of(host, self._settings)
         return {name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in stores.items()}
+
+    def guard(self, released: Collection[str]) -> Guarded:
+        return guard(released, self._guard_tools())
+
+    def dismiss_guard(self) -> None:
+        dismiss(self._guard_tools())
+
+    def guard_sign(self) -> object:
+        return sign(self._engine, self._discovery.this_container())
+
+    def _guard_tools(self) -> GuardTools:
+        return GuardTools(
+            engine=self._engine,
+            look=self._discovery.look,
+            selection=self._selection,
+            own=self._discovery.this_container,
+            state=partial(state_of, target=str(STATE)),
+            journal=self._journal,
+            emit=self._emit,
+        )
 
     def recover(self) -> None:
         settle_owed(self._engine, self._discovery.this_container(), self._journal, self._emit)

@@ -152,7 +152,7 @@ def _require_room(root: str, expected: Expected) -> None:
     disk = os.statvfs(root)
     needed = expected.length + _SLACK * expected.files + _TRIFLE
     free = disk.f_bavail * disk.f_frsize
-    hint = "free space on the disk of the volume; or remove the volume, if what it holds is worth nothing, and restore"
+    hint = "free space on its disk; or `guard release` the volume, remove it, if it is worth nothing, and restore"
     if needed > free:
         raise NoRoom(
             f"the volume's disk has {free} bytes free, and {needed} are needed beside what the volume holds now",

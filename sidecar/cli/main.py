@@ -34,6 +34,8 @@ EXIT_CODES: Mapping[str, int] = {
     "interrupted": 143,
 }
 
+_GUARD_ACTIONS = ("status", "release", "protect")
+
 Verb = Callable[..., str]
 
 
@@ -452,6 +454,42 @@ def cancel(daemon: Daemon, *, as_json: bool) -> str:
         _print_json(document)
     else:
         _words().cancelled(document)
+    return "good"
+
+
+@main.command(
+    epilog=_example(
+        "docker exec backup guard status",
+        "docker exec backup guard release shop_data --for 30m",
+        "docker exec backup guard protect shop_data",
+    )
+)
+@click.argument("action", metavar="[status|release|protect]", default="status", type=click.Choice(_GUARD_ACTIONS))
+@click.argument("volume", metavar="[VOLUME]", required=False)
+@click.option("--for", "span", metavar="DURATION", help="How long to let go of VOLUME: 90s, 10m, 2h. Default: 10m.")
+@verb
+def guard(daemon: Daemon, *, as_json: bool, action: str, volume: str | None, span: str | None) -> str:
+    """Show what the guard protects from `docker-compose down -v` and its like, or let it go of a VOLUME for a while.
+
+    The guard is a container that has every volume that is backed up, so that none of them can be deleted while it runs.
+    `release` lets go of one at once; when the time is over it is taken again, if it still exists. `protect` takes it
+    again now.
+
+    Exit codes: 0 good, 1 failed: the engine refused, or the daemon does not run, 2 usage, 10 no such volume, or one
+    that the guard does not protect.
+    """
+    if (action == "status") != (volume is None):
+        raise click.UsageError("status takes no VOLUME" if volume else f"{action} needs a VOLUME")
+    if span and action != "release":
+        raise click.UsageError("--for goes with release")
+    if action == "status":
+        document = daemon.get("/guard")
+    else:
+        document = daemon.post(f"/guard/{action}", {"volume": volume} | ({"for": span} if span else {}))
+    if as_json:
+        _print_json(document)
+    else:
+        _words().guard(document)
     return "good"
 
 

@@ -401,6 +401,8 @@ class Words:
                 [(name, _moment(moment)) for name, moment in status["last_good"].items()],
             )
         self._pending(status.get("pending", []))
+        if guard := status.get("guard"):
+            self._guarded(guard)
         self._next_run(status)
         self._warnings("warnings", status.get("warnings", []))
 
@@ -412,6 +414,37 @@ class Words:
             if last["error"]:
                 tries = f"after {last['attempts']} attempt(s) since {_moment(last['since'])}: "
                 self.line(f"  {tries}{last['error']}")
+
+    def guard(self, guard: dict[str, Any]) -> None:
+        """What the guard protects, and what not."""
+        self._guarded(guard)
+        if guard["protected"]:
+            self.table(
+                ("  protected", "since", ""),
+                [
+                    (f"  {name}", _moment(since), "no container has it" if name in guard["unused"] else "")
+                    for name, since in guard["protected"].items()
+                ],
+            )
+        if guard["unprotected"]:
+            by_reason: dict[str, list[str]] = {}
+            for each in guard["unprotected"]:
+                by_reason.setdefault(each["why"], []).append(each["volume"])
+            self.table(("  not protected", "why"), [(f"  {_some(names)}", why) for why, names in by_reason.items()])
+
+    def _guarded(self, guard: dict[str, Any]) -> None:
+        if not guard["on"]:
+            self.line("the guard is off: `docker-compose down -v` deletes volumes", "yellow")
+            return
+        if guard["error"]:
+            self.line(f"the guard is not as it should be: {_sentence(guard['error'], guard['hint'])}", "yellow")
+        if guard["container"]:
+            count = len(guard["protected"])
+            self.line(f"guard: {guard['container']} keeps {count} volume{'s' * (count != 1)} from being deleted")
+        elif not guard["error"]:
+            self.line("guard: no volume to protect")
+        for name, until in guard["released"].items():
+            self.line(f"guard: {name} may be deleted until {_moment(until)}", "yellow")
 
     def cancelled(self, document: dict[str, Any]) -> None:
         """What became of a run that was told to stop, and which still wait."""

@@ -177,6 +177,44 @@ class DockerEngine:
             raise
         return identifier
 
+    def create_guard(
+        self, like: Container, name: str, *, volumes: Sequence[str], labels: Mapping[str, str], made: Mapping[str, str]
+    ) -> str:
+        """Create a container of our own image that has volumes and sleeps: 0.5 MB of memory, one process."""
+        body = {
+            "Image": like.image_id,
+            "Entrypoint": ["sleep", "infinity"],
+            "User": "65534:65534",
+            "Labels": dict(labels),
+            "Healthcheck": {"Test": ["NONE"]},
+            "StopSignal": "SIGKILL",  # process 1 ignores SIGTERM, and whoever stops it need not wait for that
+            "HostConfig": {
+                "RestartPolicy": {"Name": "unless-stopped"},
+                "Mounts": [
+                    {
+                        "Type": "volume",
+                        "Source": volume,
+                        "Target": f"/guarded/{number}",
+                        "ReadOnly": True,
+                        "VolumeOptions": {"NoCopy": True, "Labels": dict(made)},
+                    }
+                    for number, volume in enumerate(volumes)
+                ],
+                "NetworkMode": "none",
+                "IpcMode": "none",
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges:true"],
+                "ReadonlyRootfs": True,
+                "PidsLimit": 8,
+                "LogConfig": {"Type": "none"},
+            },
+        }
+        return self._create_named(name, body)
+
+    def rename(self, identifier: str, name: str) -> None:
+        """Give a container another name."""
+        self._ask("POST", f"/containers/{identifier}/rename", {"name": name})
+
     def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
         """Create a plain local volume, unless it exists."""
         self._ask("POST", "/volumes/create", body={"Name": name, "Driver": "local", "Labels": dict(labels)})
@@ -232,7 +270,10 @@ class DockerEngine:
                 self.remove(identifier)
 
     def _create(self, like: Container, role: str, body: Mapping[str, Any]) -> str:
-        name = f"{like.name}-{role}-{secrets.token_hex(3)}"  # whoever finds it in `docker ps` sees whose it is
+        # Whoever finds it in `docker ps` sees whose it is.
+        return self._create_named(f"{like.name}-{role}-{secrets.token_hex(3)}", body)
+
+    def _create_named(self, name: str, body: Mapping[str, Any]) -> str:
         identifier: str = self._ask("POST", "/containers/create", {"name": name}, body=body).json()["Id"]
         return identifier
 

@@ -132,6 +132,19 @@ class Engine(Protocol):
         read-only.
         """
 
+    def create_guard(
+        self, like: Container, name: str, *, volumes: Sequence[str], labels: Mapping[str, str], made: Mapping[str, str]
+    ) -> str:
+        """Create, without starting it, a container of the image of `like` (ours) that only has volumes; its ID.
+
+        It has them read-only, no network, no capability, no socket, no log, a read-only root file system, does nothing,
+        as nobody, and comes back with the engine until it is removed. A volume that does not exist is made, and carries
+        the labels `made`; those that exist are left as they are.
+        """
+
+    def rename(self, identifier: str, name: str) -> None:
+        """Give a container another name, which must be free. Raises ContainerGone."""
+
     def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
         """Create a plain local volume; one that exists is left as it is."""
 

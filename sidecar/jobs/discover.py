@@ -37,17 +37,18 @@ class Discovery:
 
         Raises NotFound for a name that does not exist, MountMissing outside of a container, EngineError.
         """
+        return make_plan(replace(self._selection, named=named), self.look())
+
+    def look(self) -> Surroundings:
+        """What a plan is made from. Raises MountMissing outside of a container, EngineError."""
         containers = self._engine.containers()
-        return make_plan(
-            replace(self._selection, named=named),
-            Surroundings(
-                volumes=self._engine.volumes(),
-                containers=containers,
-                own_mounts=self.this_container().mounts,
-                mount_points=mount_points(self._mountinfo()),
-                protected=self.protected(containers),
-                bucket_hosts=bucket_hosts(self._endpoint, containers),
-            ),
+        return Surroundings(
+            volumes=self._engine.volumes(),
+            containers=containers,
+            own_mounts=self.this_container().mounts,
+            mount_points=mount_points(self._mountinfo()),
+            protected=self.protected(containers),
+            bucket_hosts=bucket_hosts(self._endpoint, containers),
         )
 
     def protected(self, containers: Sequence[Container]) -> dict[str, str]:

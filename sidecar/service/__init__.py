@@ -5,3 +5,5 @@ CONTROL_SOCKET = "/run/backup/control.sock"
 
 # What the daemon remembers across restarts, on the state volume.
 MEMORY = "/state/daemon.json"
+# Beside it: which volumes the guard has been told to let go of.
+GUARD_MEMORY = "guard.json"

@@ -1,8 +1,8 @@
 """The control API: HTTP over a Unix socket that only this container's root may open.
 
 POST /runs, /restores and /verifications stream one JSON object a line until the job's `report` or an `error`; POST
-/cancel and /keep and GET /plan, /restores (what one would do), /sets and /status give one object. An error is
-`{"code", "message", "hint"}`.
+/cancel, /keep, /guard/release and /guard/protect, and GET /plan, /restores (what one would do), /sets, /status and
+/guard give one object. An error is `{"code", "message", "hint"}`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sidecar.config import duration
 from sidecar.errors import Busy, MountMissing, SidecarError
+from sidecar.service.guardian import Guardian
 from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, VerifyRequest
 from sidecar.service.runs import Runs, Ticket
 
@@ -95,6 +97,7 @@ class ControlApi:
         self,
         runs: Runs,
         jobs: Jobs,
+        guardian: Guardian,
         *,
         facts: Callable[[], dict[str, Any]],
         warnings: Sequence[str],
@@ -102,6 +105,7 @@ class ControlApi:
     ) -> None:
         self._runs = runs
         self._jobs = jobs
+        self._guardian = guardian
         self._facts = facts
         self._warnings = warnings
         self._crashed = crashed
@@ -119,6 +123,9 @@ class ControlApi:
                 Route("/plan", self._answered(self._plan)),
                 Route("/sets", self._answered(self._sets)),
                 Route("/status", self._answered(self._status)),
+                Route("/guard", self._answered(self._guard)),
+                Route("/guard/release", self._answered(self._release), methods=["POST"]),
+                Route("/guard/protect", self._answered(self._protect), methods=["POST"]),
             ]
         )
 
@@ -179,8 +186,24 @@ class ControlApi:
         return _json(await run_in_threadpool(self._jobs.sets, *wanted))
 
     async def _status(self, _: Request) -> Response:
-        known_later: dict[str, Any] = {"last_drill": None, "guard": None}
-        return _json(self._runs.status() | self._facts() | known_later | {"warnings": list(self._warnings)})
+        known_later: dict[str, Any] = {"last_drill": None}
+        known_here = {"guard": self._guardian.status(), "warnings": list(self._warnings)}
+        return _json(self._runs.status() | self._facts() | known_later | known_here)
+
+    async def _guard(self, _: Request) -> Response:
+        return _json(self._guardian.status())
+
+    async def _release(self, request: Request) -> Response:
+        wanted = _object(await request.body(), {"volume", "for"})
+        try:
+            span = duration(str(wanted.get("for", "10m")))
+        except ValueError as exc:
+            raise _Usage(f"for is {wanted['for']!r}, and {exc}: such as 90s, 10m or 1h30m") from exc
+        return _json(await run_in_threadpool(self._guardian.release, str(wanted.get("volume", "")), span))
+
+    async def _protect(self, request: Request) -> Response:
+        wanted = _object(await request.body(), {"volume"})
+        return _json(await run_in_threadpool(self._guardian.protect, str(wanted.get("volume", ""))))
 
     def _answered(self, endpoint: Endpoint) -> Endpoint:
         async def answer(request: Request) -> Response:

@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sidecar import config
@@ -17,8 +18,9 @@ from sidecar.errors import Busy, ConfigInvalid, MountMissing, SidecarError
 from sidecar.events import Emit
 from sidecar.report import Outcome, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service import CONTROL_SOCKET, MEMORY, alone
+from sidecar.service import CONTROL_SOCKET, GUARD_MEMORY, MEMORY, alone
 from sidecar.service.api import ControlApi, ControlSocket, Door, Server
+from sidecar.service.guardian import Guardian
 from sidecar.service.jobs_port import Jobs
 from sidecar.service.logs import EventLog, claim_stdout, install
 from sidecar.service.memory import Memory
@@ -195,6 +197,9 @@ def _serve(
         clean=log.clean,
     )
     log.listen = runs.notice
+    guardian = Guardian(
+        jobs, log, on=settings.guard, path=Path(memory_path).with_name(GUARD_MEMORY), now=_now, clock=time.monotonic
+    )
     scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within, verify=settings.verify_schedule)
 
     def facts() -> dict[str, Any]:
@@ -204,9 +209,10 @@ def _serve(
             "next_verify": rfc3339(scheduler.next_verify) if scheduler.next_verify else None,
         }
 
-    door.app = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed).app()
+    door.app = ControlApi(runs, jobs, guardian, facts=facts, warnings=settings.warnings, crashed=crashed).app()
     runs.recover()  # a store that does not answer holds it up for a minute, in which `status` answers
     runs.start()
+    guardian.start()
     log("daemon_started", stores=settings.stores, timezone=str(settings.timezone), **facts())
     for warning in settings.warnings:
         log("config_warning", error=warning)

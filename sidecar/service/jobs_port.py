@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from sidecar.events import Follow
+from sidecar.guarding import Guarded
 from sidecar.report import RestoreReport, RunReport, VerifyReport
 from sidecar.service.shipments import Shipment
 
@@ -143,6 +144,18 @@ class Jobs(Protocol):
 
         pattern: a glob over the files' paths. Raises NotFound for a set or volume that does not exist.
         """
+
+    def guard(self, released: Collection[str]) -> Guarded:
+        """See to it that a guard holds every volume that a run would back up, but those released; how things are then.
+
+        One call at a time. Raises SidecarError.
+        """
+
+    def dismiss_guard(self) -> None:
+        """Remove the guard, if there is one. Raises SidecarError."""
+
+    def guard_sign(self) -> object:
+        """Compares equal as long as no volume has come or gone and the guard is as it was. Cheap; SidecarError."""
 
     def recover(self) -> None:
         """Put right what a killed run left: thaw what it froze, abort what it uploaded. Idempotent.

@@ -157,6 +157,21 @@ class FakeEngine:
             self.launched.append(list(command))
             return created[0].id
 
+    def create_guard(
+        self, like: Container, name: str, *, volumes: Sequence[str], labels: Mapping[str, str], made: Mapping[str, str]
+    ) -> str:
+        with self._call("create_guard", like.name) as done:
+            if any(container.name == name for container in self._containers.values()):
+                raise EngineError(f"the name {name} is in use")
+            for volume in volumes:
+                self.add_volume(volume, labels=made)
+            created: list[Container] = []
+            mounts = {volume: f"/guarded/{number}" for number, volume in enumerate(volumes)}
+            done(lambda: created.append(self.create(name, labels=labels, volumes=mounts, read_only=True)))
+            container = replace(created[0], image_id=like.image_id)
+            self._containers[container.id] = container
+            return container.id
+
     def output(self, identifier: str) -> str:
         with self._call("output", identifier):
             self._find(identifier)
@@ -345,6 +360,8 @@ class FakeEngine:
     def rename(self, name: str, new: str) -> None:
         """docker rename"""
         with self._turn:
+            if any(container.name == new for container in self._containers.values()):
+                raise EngineError(f"the name {new} is in use")
             container = replace(self._find(name), name=new)
             self._containers[container.id] = container
             self._emit("rename", container)

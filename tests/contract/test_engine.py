@@ -380,6 +380,67 @@ def test_a_container_launched_beside_another_speaks_and_can_be_removed(rig: Rig)
     rig.engine.remove(launched)
 
 
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guards(rig: Rig) -> Iterator[Callable[..., str]]:
+    """Makes guards, which are removed afterwards."""
+    made: list[str] = []
+
+    def make(name: str, *volumes: str, **labels: str) -> str:
+        like = rig.engine.container(rig.user.run(f"like-{name}").id)
+        given = {"backup.role": "guard", "backup.guard-of": "state"}
+        made.append(rig.engine.create_guard(like, rig.full(name), volumes=volumes, labels=given, made=labels))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for identifier in made:
+            rig.engine.remove(identifier)
+
+
+def test_a_guard_keeps_its_volumes_from_being_removed_until_it_is_gone(
+    rig: Rig, volume: str, guards: Callable[..., str]
+) -> None:
+    identifier = guards("guard", volume)
+    assert rig.engine.container(identifier).state is ContainerState.CREATED
+    assert rig.engine.start(identifier)
+    found = rig.engine.container(identifier)
+    assert (found.name, found.role, found.labels["backup.guard-of"]) == (rig.full("guard"), "guard", "state")
+    assert (found.running, found.auto_remove) == (True, False)
+    assert found.image_id == rig.engine.container(rig.full("like-guard")).image_id
+    assert [(mount.kind, mount.volume, mount.writable) for mount in found.mounts] == [("volume", volume, False)]
+    assert not rig.engine.remove_volume(volume)
+    rig.engine.remove(identifier)
+    assert rig.engine.remove_volume(volume)
+
+
+def test_a_volume_that_a_guards_mount_has_made_is_told_apart_from_one_that_was_there(
+    rig: Rig, volume: str, guards: Callable[..., str]
+) -> None:
+    missing = f"{volume}-missing"
+    identifier = guards("guard", volume, missing, mark="this")
+    try:
+        labels = {each.name: dict(each.labels) for each in rig.engine.volumes()}
+        assert (labels[volume], labels[missing]) == ({"made": "here"}, {"mark": "this"})
+    finally:
+        rig.engine.remove(identifier)
+        assert rig.engine.remove_volume(missing)
+
+
+def test_a_container_is_given_another_name_unless_somebody_has_it(rig: Rig, guards: Callable[..., str]) -> None:
+    identifier = guards("guard-next")
+    rig.user.run("taken")
+    rig.engine.rename(identifier, rig.full("guard"))
+    assert rig.engine.container(rig.full("guard")).id == identifier
+    with pytest.raises(EngineError):
+        rig.engine.rename(identifier, rig.full("taken"))
+    with pytest.raises(ContainerGone):
+        rig.engine.rename("0" * 64, rig.full("other"))
+
+
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 

@@ -341,6 +341,7 @@ class Sidecar:
                 "BACKUP_INCLUDE": ",".join(include),
                 "BACKUP_EXCLUDE": NOT_OURS,
                 "BACKUP_MAX_PAUSE": "120s",
+                "BACKUP_GUARD": "off",  # tests remove volumes
             }
             | dict(settings or {})
         )
@@ -409,8 +410,10 @@ class Sidecar:
         self.wait_ready()
 
     def down(self) -> None:
-        """Remove it, its state, and its local sets."""
+        """Remove it, its guard, its state, and its local sets."""
         self._compose.down()
+        if guards := self.guards():
+            self._machine.remove(*guards)
         try:
             shutil.rmtree(self.directory)
         except FileNotFoundError:
@@ -464,6 +467,11 @@ class Sidecar:
         """The containers that it has made to help it: all that have its state mounted, but for itself."""
         found = docker("ps", "--all", "--filter", f"volume={self.state}", "--format", "{{.Names}}").out.split()
         return [name for name in found if name != self.name]
+
+    def guards(self) -> list[str]:
+        """The guards that it has made, running or not."""
+        ours = f"label=backup.guard-of={self.state}"
+        return docker("ps", "--all", "--filter", ours, "--format", "{{.Names}}").out.split()
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The log, which is JSON lines on stdout alone."""

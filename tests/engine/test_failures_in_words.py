@@ -105,7 +105,8 @@ class Street:
     def box(self, *options: str, command: Sequence[str] = (), **settings: str) -> Box:
         """Start a sidecar. It is removed after the test."""
         self._count += 1
-        given = {"BACKUP_SCHEDULE": "off", "BACKUP_INCLUDE": self.volume, "BACKUP_EXCLUDE": NOT_OURS} | settings
+        usual = {"BACKUP_SCHEDULE": "off", "BACKUP_GUARD": "off", "BACKUP_EXCLUDE": NOT_OURS}
+        given = usual | {"BACKUP_INCLUDE": self.volume} | settings
         name = self.machine.run(
             f"words-{self._count}", command, *HARDENED, *options, *environment(given), image=PRODUCT_IMAGE
         )
@@ -401,6 +402,26 @@ def test_a_socket_proxy_that_denies_a_request_is_named_with_it_and_nobody_is_fro
     # Who may freeze and not thaw does not freeze.
     assert bool(box.events("group_frozen")) == (code == 0)
     assert "paused for 0 ms" not in done.out
+
+
+def test_a_guard_that_a_socket_proxy_denies_is_said_once_and_harms_no_backup(street: Street) -> None:
+    proxy = street.server("socket-proxy", DENYING_PROXY, "POST .*/containers/create.*-guard", options=SOCKET)
+    box = street.box(
+        *("--network", street.network, *street.volumes, *street.state(), "--volume", "/data/backups"),
+        DOCKER_HOST="tcp://socket-proxy:2375",
+        BACKUP_GUARD="on",
+        **LOCAL,
+    )
+    box.wait_ready()
+    wait_until(lambda: docker("logs", proxy).out.count("denied") > 1, "it has been tried again")
+
+    done = box.verb("run-now")
+
+    assert done.code == 0, done
+    (told,) = box.events("guard_missing")
+    assert_said(told["error"] + told["hint"], "POST /containers/create is not permitted", "let the socket proxy")
+    assert_said(box.verb("guard", "status").out, "the guard is not as it should be", "let the socket proxy")
+    assert "guard" not in done.out
 
 
 # --- the state volume ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from sidecar.cli.main import EXIT_CODES
 from sidecar.config import Settings
 from sidecar.errors import ArchiveDamaged, Busy, EngineUnreachable, Interrupted, NotFound, StoreDenied
 from sidecar.events import Emit, Follow, Progress
+from sidecar.guarding import Guarded, LeftOut
 from sidecar.report import (
     GroupReport,
     Outcome,
@@ -208,6 +210,18 @@ class PretendJobs:
         if os.path.exists(self.gate):
             return {"sets": [], "errors": {"s3": {"code": "store_unreachable", "message": "no route", "hint": ""}}}
         return {"sets": [SET], "errors": {}}
+
+    def guard(self, released: Collection[str]) -> Guarded:
+        held = tuple(name for name in ("shop_data", "wiki") if name not in released)
+        away = tuple(name for name in ("shop_data", "wiki") if name in released)
+        left_out = (LeftOut("backup-state", "it is the sidecar's own"),)
+        return Guarded("backup-guard", held, away, left_out, frozenset(["shop_data"]))
+
+    def dismiss_guard(self) -> None:
+        pass
+
+    def guard_sign(self) -> object:
+        return None
 
     def recover(self) -> None:
         if os.environ.get("FAKE_SLOW_RECOVERY"):

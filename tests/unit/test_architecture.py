@@ -31,6 +31,7 @@ PURE = frozenset(
         "report",
         "config",
         "plan",
+        "guarding",
         "restoration",
         "schedule",
         "sets",

@@ -151,11 +151,11 @@ def test_a_place_that_another_running_sidecar_has_is_an_error_until_that_is_gone
 
 
 def test_settings_that_will_disappoint_are_warnings(host: Host):
-    host.settings = {"BACKUP_GUARD": "on"}
+    host.settings = {"BACKUP_OBJECT_LOCK": "governance:30d"}
 
     (planned, nowhere) = [finding for finding in host.check() if finding.subject == "settings"]
     assert (planned.verdict, nowhere.verdict) == (Verdict.WARNING, Verdict.WARNING)
-    assert "BACKUP_GUARD is set" in planned.message
+    assert "BACKUP_OBJECT_LOCK is set" in planned.message
     assert "S3_BACKUP_BUCKET is not set" in nowhere.message
 
 

@@ -33,7 +33,7 @@ PROMISED_REPORT = {
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[DaemonProcess]:
-    with fake_daemon(BACKUP_GUARD="on") as process:
+    with fake_daemon(BACKUP_OBJECT_LOCK="governance:30d") as process:
         process.wait_for("daemon_started")
         yield process
 
@@ -118,7 +118,7 @@ def test_a_volume_that_does_not_exist_is_exit_code_10(daemon: DaemonProcess):
 
 
 def test_settings_that_do_nothing_yet_are_pointed_out_once(daemon: DaemonProcess):
-    assert invoke(daemon, "run-now").stdout.count("BACKUP_GUARD is set, but this version") == 1
+    assert invoke(daemon, "run-now").stdout.count("BACKUP_OBJECT_LOCK is set, but this version") == 1
 
 
 @pytest.mark.parametrize("volume", ["good", "partial", "failed", "crash"])
@@ -624,6 +624,46 @@ def test_a_restore_that_was_half_done_says_of_each_volume_what_became_of_it(daem
     assert done.exit_code == 3
     assert "  wiki: its helper ended; the same command restores it" in done.stdout
     assert done.stdout.count("its helper ended") == 1
+
+
+# --- guard -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_guard_says_what_it_protects_and_what_not(daemon: DaemonProcess):
+    done = invoke(daemon, "guard")
+    assert done.exit_code == 0
+    assert "guard: backup-guard keeps 2 volumes from being deleted\n" in done.stdout
+    assert re.search(r"^  wiki +\d{4}-.*no container has it$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  backup-state +it is the sidecar's own$", done.stdout, re.MULTILINE)
+    document = json.loads(invoke(daemon, "guard", "status", "--json").stdout)
+    assert document == json.loads(invoke(daemon, "status", "--json").stdout)["guard"]
+    assert list(document["protected"]) == ["shop_data", "wiki"]
+    assert "guard: backup-guard keeps 2 volumes" in invoke(daemon, "status").stdout
+
+
+def test_a_volume_is_released_and_protected_again(daemon: DaemonProcess):
+    done = invoke(daemon, "guard", "release", "wiki", "--for", "2h")
+    assert done.exit_code == 0
+    assert re.search(r"^guard: wiki may be deleted until ", done.stdout, re.MULTILINE)
+    assert "backup-guard keeps 1 volume from" in done.stdout
+    assert "wiki" not in invoke(daemon, "guard", "protect", "wiki").stdout.partition("protected")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["release"], 2, "release needs a VOLUME"),
+        (["status", "wiki"], 2, "status takes no VOLUME"),
+        (["protect", "wiki", "--for", "1h"], 2, "--for goes with release"),
+        (["release", "wiki", "--for", "soon"], 2, "it is not a duration"),
+        (["free", "wiki"], 2, "'free' is not one of"),
+        (["release", "wikki"], 10, "did you mean wiki"),
+        (["release", "backup-state"], 10, "it is the sidecar's own"),
+    ],
+)
+def test_what_the_guard_cannot_do_is_refused_in_words(daemon: DaemonProcess, words: list[str], code: int, told: str):
+    done = invoke(daemon, "guard", *words)
+    assert (done.exit_code, told in done.stderr) == (code, True), done.output
 
 
 # --- help and exit codes ---------------------------------------------------------------------------------------------

@@ -433,7 +433,6 @@ EXPLICIT = {
     "BACKUP_OBJECT_LOCK": "governance:30d",
     "BACKUP_VERIFY_SCHEDULE": "0 5 * * 0",
     "BACKUP_DRILL_SCHEDULE": "0 6 1 * *",
-    "BACKUP_GUARD": "on",
     "BACKUP_HTTP": ":8080",
     "NOTIFY_URLS": "mailto://me@example.org",
     "NOTIFY_LEVEL": "error",
@@ -449,9 +448,7 @@ def test_a_setting_that_nothing_acts_on_yet_says_so_when_it_is_set(name: str):
     assert warning == f"{name} is set, but this version {PLANNED[name]}"
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("BACKUP_GUARD", "off"), ("BACKUP_OBJECT_LOCK", "off"), ("BACKUP_VERIFY_SCHEDULE", "off")]
-)
+@pytest.mark.parametrize(("name", "text"), [("BACKUP_OBJECT_LOCK", "off"), ("BACKUP_VERIFY_SCHEDULE", "off")])
 def test_switching_off_what_does_not_exist_needs_no_warning(name: str, text: str):
     assert load(**{name: text}).warnings == ()
 

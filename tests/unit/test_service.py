@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,11 +41,13 @@ from sidecar.errors import (
     ThawFailed,
 )
 from sidecar.events import EVENTS, Follow, Progress
+from sidecar.guarding import Guarded
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, VolumeReport
 from sidecar.schedule import parse
 from sidecar.service import alone
 from sidecar.service.api import ControlApi, ControlSocket, Server
 from sidecar.service.daemon import Scheduler
+from sidecar.service.guardian import Guardian
 from sidecar.service.jobs_port import Report, RestoreRequest, RunRequest
 from sidecar.service.logs import EventLog
 from sidecar.service.memory import Memory, Remembered
@@ -387,6 +389,15 @@ class ScriptedJobs:
         self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
     ) -> dict[str, Any]:
         raise NotFound(f"no set {set_name} of {volume} with {pattern}", hint="look again")
+
+    def guard(self, released: Collection[str]) -> Guarded:
+        return Guarded("backup-guard", tuple({"a", "b"} - set(released)), tuple(released), used=frozenset("ab"))
+
+    def dismiss_guard(self) -> None:
+        raise AssertionError("nobody has asked for that")
+
+    def guard_sign(self) -> object:
+        return None
 
     def recover(self) -> None:
         if self.recoveries:
@@ -1169,9 +1180,11 @@ def control_api(*scripted: Callable[..., RunReport], warnings: tuple[str, ...] =
         runs = make_runs(jobs)
         crashes: list[str] = []
         path = f"{directory}/control.sock"
+        guardian = Guardian(jobs, Recorder(), on=True, path=Path(directory, "guard.json"), now=lambda: NOON)
         api = ControlApi(
             runs,
             jobs,
+            guardian,
             facts=lambda: {"schedule": "0 3 * * *", "next_run": "2026-01-03T03:00:00Z"},
             warnings=warnings,
             crashed=lambda error, where: crashes.append(f"{where}: {error!r}"),
@@ -1370,6 +1383,27 @@ def test_arguments_reach_the_list_of_sets_as_they_were_given():
         assert api.raw("GET", "/sets")[0] == 404
 
 
+def test_a_volume_is_released_for_as_long_as_is_said_and_protected_again():
+    with control_api() as api:
+        released = api.client.post("/guard/release", {"volume": "a", "for": "90s"})
+        assert released == api.client.get("/guard") == api.client.get("/status")["guard"]
+        assert (released["released"], list(released["protected"])) == ({"a": "2026-01-02T12:01:30Z"}, ["b"])
+        assert api.client.post("/guard/release", {"volume": "b"})["released"]["b"] == "2026-01-02T12:10:00Z"
+        assert list(api.client.post("/guard/protect", {"volume": "b"})["released"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [({"volume": "a", "for": "soon"}, "usage"), ({"volume": "a", "until": "x"}, "usage"), ({}, "not_found")],
+)
+def test_a_release_that_cannot_be_understood_is_refused(wanted: dict[str, str], code: str):
+    with control_api() as api:
+        with pytest.raises(Complaint) as caught:
+            api.client.post("/guard/release", wanted)
+        assert caught.value.code == code
+        assert api.client.get("/guard")["released"] == {}
+
+
 def test_status_has_what_the_interface_promises():
     with control_api(warnings=("w",)) as api:
         status = api.client.get("/status")
@@ -1563,7 +1597,7 @@ def test_a_second_daemon_at_the_same_socket_gives_way_before_it_touches_anything
 
 def test_a_second_daemon_on_the_same_state_volume_says_who_holds_it_and_touches_nothing(tmp_path: Path):
     memory = str(tmp_path / "daemon.json")
-    with fake_daemon(FAKE_MEMORY=memory) as first:
+    with fake_daemon(FAKE_MEMORY=memory, BACKUP_GUARD="off") as first:
         first.wait_for("daemon_started")
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
         with fake_daemon(FAKE_MEMORY=memory) as second:
@@ -1596,7 +1630,9 @@ def test_a_state_volume_that_takes_no_file_is_said_and_stops_no_daemon(tmp_path:
 
 def test_the_daemons_stdout_is_json_alone_and_holds_no_secret():
     secret = "wJalrXUtnFEMI/K7MDENG"
-    with fake_daemon(AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY=secret, BACKUP_GUARD="on") as daemon:
+    with fake_daemon(
+        AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY=secret, BACKUP_OBJECT_LOCK="governance:30d"
+    ) as daemon:
         daemon.wait_for("daemon_started")
         (last,) = [line for line in Daemon(daemon.socket).follow("/runs", {"volumes": ["crash"]}) if "report" in line]
         assert daemon.stop() == 0
