@@ -15,6 +15,9 @@ _COLOURS = {"good": "green", "partial": "yellow", "failed": "red", "interrupted"
 _AS_IF_NEVER = {True: "everything is thawed, and no set was made", False: "every volume is as it was"}
 # Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
 _PIPE_WIDTH = 1_000
+# Of what `scan` found of one kind in one place, and of commands for one of them.
+_ALIKE_SHOWN = 3
+_COMMANDS_SHOWN = 8
 
 
 def printable(text: object) -> str:
@@ -398,6 +401,50 @@ class Words:
             }[outcome],
             _COLOURS[outcome],
         )
+
+    # --- scan --------------------------------------------------------------------------------------------------------
+
+    def salvage(self, document: dict[str, Any]) -> None:
+        """What can be recovered and how: the surest first; then what was not looked at, and what it comes to."""
+        alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for each in document["findings"]:
+            alike.setdefault((each["kind"], each["where"], each["home"]), []).append(each)
+        for findings in alike.values():
+            for each in findings[:_ALIKE_SHOWN]:
+                self._found(each)
+            if rest := findings[_ALIKE_SHOWN:]:
+                oldest = f" back to {_moment(rest[-1]['time'])}" if rest[-1]["time"] else ""
+                self.line(f"and {len(rest)} more of that kind there{oldest}: --json has them all")
+                self.line()
+        for each in document["unseen"]:
+            self.line(f"not looked at: {each['place']}: {_sentence(each['why'], each['hint'])}", "yellow")
+        if document["unseen"]:
+            self.line()
+        self.line(document["conclusion"], _COLOURS.get(document["outcome"], "red"))
+
+    def _found(self, finding: dict[str, Any]) -> None:
+        self.line(finding["what"], "bold")
+        taken = size(finding["bytes"]) and ("at least " * finding["at_least"]) + size(finding["bytes"])
+        old = f"{_moment(finding['time'])} ({_age(finding['age_seconds'])} old)" if finding["time"] else ""
+        self.line(f"  {', '.join(filter(None, [old, taken, 'in ' + finding['where']]))}")
+        if finding["volumes"]:
+            self.line(f"  volumes: {', '.join(finding['volumes'])}")
+        if finding["note"]:
+            self.line(f"  {finding['note']}")
+        commands = finding["commands"]
+        for command in commands[:_COMMANDS_SHOWN]:
+            self.line(f"      {command}")
+        if len(commands) > _COMMANDS_SHOWN:
+            self.line(f"  and {len(commands) - _COMMANDS_SHOWN} more commands: --json has them all")
+        self.line()
+
+
+def _age(seconds: float) -> str:
+    """`3 days`, `5 h`, `12 min`."""
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"
 
 
 def _fate(volume: dict[str, Any], pattern: str | None) -> str:
