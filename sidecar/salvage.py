@@ -415,7 +415,7 @@ class Salvage:
     @property
     def outcome(self) -> str:
         """`partial`: something could not be looked at; else `good`: something was found, or `not_found`."""
-        return "partial" if self.unseen else "good" if self.findings else "not_found"
+        return "partial" if self.unseen else "good" if self.newest() else "not_found"
 
     def newest(self) -> dict[str, Finding]:
         """Volume -> the newest finding that would bring it back: a set, where there is one."""
@@ -450,7 +450,7 @@ class Salvage:
         """The object of `scan --json`."""
         return {
             "outcome": self.outcome,
-            "found": bool(self.findings),
+            "found": bool(self.newest()),
             "conclusion": self.conclusion,
             "newest": {
                 volume: {"kind": f.kind.value, "what": f.what, "where": f.where, "time": _moment(f.time)}

@@ -427,7 +427,7 @@ def check(_: Daemon, *, as_json: bool) -> str:
     epilog=_example(
         "docker exec backup scan",
         "docker compose -f docker-compose.backup.yml run --rm backup scan",
-        "docker exec backup scan --json | jq -r '.findings[].commands[]'",
+        "docker exec backup scan --json",
     )
 )
 @verb
