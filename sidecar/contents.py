@@ -34,7 +34,8 @@ _SIGNS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("*.sqlite",), "SQLite"),
     (("*.sqlite3",), "SQLite"),
     (("*.db",), "a database file, perhaps SQLite"),
-    (("backup-[0-9]*_[0-9]*/",), "sets of this sidecar"),
+    (("backup-[0-9]*_[0-9]*/",), "sets of a backup sidecar"),
+    (("daemon.lock", "daemon.json"), "the state of a backup sidecar"),
 )
 
 

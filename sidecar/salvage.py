@@ -382,7 +382,7 @@ def volume_finding(
 
     path: where it is in our container; the rest as `archive.survey` and `contents` tell it. newest: its newest file.
     """
-    volume, what = quoted(name), f"volume {name}" + (f", which held {held}" if held else "")
+    volume, what = quoted(name), f"volume {name}" + (f" ({held})" if held else "")
     look = f"docker exec backup ls -la {quoted(f'{path}/{leftover}' if leftover else path)}"
     if leftover:
         note = (
@@ -397,7 +397,7 @@ def volume_finding(
         look,
         f"docker run --rm -it -v {volume}:/data alpine sh",
     )
-    note = "no container uses it, so `docker volume prune` may remove it"
+    note = "no container mounts it, so `docker volume prune` may remove it"
     return Finding(Kind.VOLUME, what, "docker", newest, size, (name,), commands, note, at_least=not whole)
 
 
@@ -470,12 +470,12 @@ def _moment(time: datetime | None) -> str | None:
 
 
 def _listed(found: Mapping[str, Finding]) -> str:
-    return _some(
-        [
-            f"{volume} of {f.time:%Y-%m-%d %H:%M} UTC ({f.what})" if f.time else f"{volume} ({f.what})"
-            for volume, f in sorted(found.items(), key=lambda item: _worth(item[1]), reverse=True)
-        ]
-    )
+    said = []
+    for volume, finding in sorted(found.items(), key=lambda item: _worth(item[1]), reverse=True):
+        moment = f" of {finding.time:%Y-%m-%d %H:%M} UTC" if finding.time else ""
+        names_it = finding.kind in (Kind.VOLUME, Kind.LEFTOVER)
+        said.append(f"{finding.what}{moment}" if names_it else f"{volume}{moment} ({finding.what})")
+    return _some(said)
 
 
 def _some(texts: Sequence[str], most: int = 6) -> str:

@@ -27,7 +27,8 @@ class Survey:
 
     names: paths of the top two levels, directories with a `/` at their end (2,000 at most). texts: the beginning of
     those that were to be read. files, size: regular files and the bytes that they take on disk. newest: the latest
-    mtime of a file, seconds since 1970, or None. whole: everything was seen; else there is at least that much.
+    mtime of a file that does not lie in the future, seconds since 1970, or None. whole: everything was seen; else there
+    is at least that much.
     """
 
     names: list[str] = field(default_factory=list)
@@ -38,8 +39,10 @@ class Survey:
     whole: bool = True
 
 
-def survey(root: str, *, most: int, read: Collection[str]) -> Survey:
+def survey(root: str, *, most: int, read: Collection[str], now: float) -> Survey:
     """Look over the tree below `root`, at `most` entries. read: names of small files whose text is wanted.
+
+    now: seconds since 1970.
 
     Raises VolumeUnavailable where there is nothing to open. What vanishes or cannot be opened below is passed over, and
     the survey is not `whole`.
@@ -53,7 +56,7 @@ def survey(root: str, *, most: int, read: Collection[str]) -> Survey:
             hint="is the engine's volume directory mounted at /volumes, and DAC_READ_SEARCH among the capabilities?",
         ) from error
     try:
-        _Look(seen, most, read).into(top, "", 1)
+        _Look(seen, most, read, now).into(top, "", 1)
     finally:
         os.close(top)
     return seen
@@ -64,6 +67,7 @@ class _Look:
     seen: Survey
     left: int  # entries that may still be looked at
     read: Collection[str]
+    now: float
 
     def into(self, directory: int, prefix: str, depth: int) -> None:
         below: list[str] = []
@@ -102,7 +106,8 @@ class _Look:
         if stat.S_ISREG(status.st_mode):
             self.seen.files += 1
             self.seen.size += min(status.st_size, status.st_blocks * 512)
-            self.seen.newest = max(self.seen.newest or 0.0, status.st_mtime)
+            if status.st_mtime <= self.now and (self.seen.newest is None or status.st_mtime > self.seen.newest):
+                self.seen.newest = status.st_mtime
             if top and name in self.read:
                 self.seen.texts[f"{prefix}{name}"] = _text(directory, name)
         return is_directory

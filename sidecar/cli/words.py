@@ -16,7 +16,8 @@ _AS_IF_NEVER = {True: "everything is thawed, and no set was made", False: "every
 # Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
 _PIPE_WIDTH = 1_000
 # Of what `scan` found of one kind in one place, and of commands for one of them.
-_ALIKE_SHOWN = 3
+_SETS_SHOWN = 3
+_ALIKE_SHOWN = 30
 _COMMANDS_SHOWN = 8
 
 
@@ -410,9 +411,10 @@ class Words:
         for each in document["findings"]:
             alike.setdefault((each["kind"], each["where"], each["home"]), []).append(each)
         for findings in alike.values():
-            for each in findings[:_ALIKE_SHOWN]:
+            most = _SETS_SHOWN if findings[0]["kind"] == "set" else _ALIKE_SHOWN
+            for each in findings[:most]:
                 self._found(each)
-            if rest := findings[_ALIKE_SHOWN:]:
+            if rest := findings[most:]:
                 oldest = f" back to {_moment(rest[-1]['time'])}" if rest[-1]["time"] else ""
                 self.line(f"and {len(rest)} more of that kind there{oldest}: --json has them all")
                 self.line()
@@ -425,9 +427,9 @@ class Words:
     def _found(self, finding: dict[str, Any]) -> None:
         self.line(finding["what"], "bold")
         taken = size(finding["bytes"]) and ("at least " * finding["at_least"]) + size(finding["bytes"])
-        old = f"{_moment(finding['time'])} ({_age(finding['age_seconds'])} old)" if finding["time"] else ""
+        old = f"{_moment(finding['time'])} ({_age(finding['age_seconds'])})" if finding["time"] else ""
         self.line(f"  {', '.join(filter(None, [old, taken, 'in ' + finding['where']]))}")
-        if finding["volumes"]:
+        if finding["kind"] not in ("volume", "leftover"):  # these are named for it
             self.line(f"  volumes: {', '.join(finding['volumes'])}")
         if finding["note"]:
             self.line(f"  {finding['note']}")
@@ -440,11 +442,13 @@ class Words:
 
 
 def _age(seconds: float) -> str:
-    """`3 days`, `5 h`, `12 min`."""
+    """`3 days old`, `5 h old`, `12 min old`, `in the future`."""
     minutes = round(seconds / 60)
+    if minutes < 0:
+        return "in the future"
     if minutes < 120:
-        return f"{minutes} min"
-    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // 1440} days"
+        return f"{minutes} min old"
+    return f"{minutes // 60} h old" if minutes < 48 * 60 else f"{minutes // 1440} days old"
 
 
 def _fate(volume: dict[str, Any], pattern: str | None) -> str:

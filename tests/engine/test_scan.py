@@ -78,7 +78,7 @@ def test_everything_that_is_left_is_found_with_what_it_is(loss: Loss) -> None:
     assert HALF in half["what"]
     assert not half["proven"]
     (idle,) = loss.found("volume", loss.idle)
-    assert idle["what"] == f"volume {loss.idle}, which held PostgreSQL 15"
+    assert idle["what"] == f"volume {loss.idle} (PostgreSQL 15)"
     assert (idle["bytes"], idle["age_seconds"] < 3600) == (3, True)
     assert loss.report["newest"][loss.volume]["kind"] == "set"
     assert loss.report["found"]
@@ -112,6 +112,6 @@ def test_an_unproven_archive_is_unpacked_by_the_command_that_it_prints(loss: Los
 def test_at_a_terminal_or_in_a_pipe_it_is_told_in_words_and_ends_in_a_conclusion(loss: Loss) -> None:
     done = loss.ours.verb("scan", timeout=300)
     assert done.code in (0, 3), done
-    assert f"volume {loss.idle}, which held PostgreSQL 15" in done.out
+    assert f"volume {loss.idle} (PostgreSQL 15)" in done.out
     assert f"docker exec backup run-now {loss.idle}" in done.out
     assert "The newest backup that can be recovered: " in done.out.splitlines()[-1]

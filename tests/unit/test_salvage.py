@@ -240,7 +240,7 @@ def test_a_volume_is_backed_up_or_looked_into_and_a_leftover_is_named() -> None:
     idle = volume_finding("pg", "/volumes/pg/_data", leftover="", **facts)
     cut = volume_finding("pg", "/volumes/pg/_data", leftover=".volume-backup-restore", **facts)
 
-    assert idle.what == "volume pg, which held PostgreSQL 16"
+    assert idle.what == "volume pg (PostgreSQL 16)"
     assert idle.at_least
     assert idle.commands[0] == "docker exec backup run-now pg"
     assert "docker run --rm -it -v pg:/data alpine sh" in idle.commands

@@ -243,13 +243,23 @@ def test_a_listing_that_is_denied_is_said_and_the_rest_is_looked_at(loss: Loss, 
     assert (what, "") in loss.bucket.asked
 
 
-def test_sizes_of_uploads_may_be_denied_without_a_word_lost(loss: Loss) -> None:
+def test_where_the_whole_bucket_is_denied_this_hosts_prefix_is_looked_at(loss: Loss) -> None:
+    put_set(loss.store, "p/me", NEW, "db")
+    put_set(loss.store, "p/other", NEW, "db")
+    loss.bucket.denied = {("objects", "")}
+
+    salvage = loss.scan()
+    assert [finding.home for finding in salvage.findings] == ["p/me"]
+    assert [unseen.place for unseen in salvage.unseen] == ["the objects in s3://b"]
+
+
+def test_sizes_of_uploads_may_be_denied_and_the_uploads_are_told(loss: Loss) -> None:
     loss.bucket.unfinished = [(Pending(f"p/me/{OLD}/web.tar.gz", "u", NOW), 7)]
     loss.bucket.denied = {("sent", "")}
 
     salvage = loss.scan()
     assert [(finding.kind, finding.size) for finding in salvage.findings] == [(Kind.UPLOAD, None)]
-    assert ("sent", "") in loss.bucket.asked
+    assert [unseen.why for unseen in salvage.unseen] == ["sent denied"]
 
 
 def test_a_store_or_an_engine_that_is_gone_leaves_the_others_to_be_looked_at(loss: Loss) -> None:
@@ -269,7 +279,7 @@ def test_a_store_or_an_engine_that_is_gone_leaves_the_others_to_be_looked_at(los
     assert [unseen.place for unseen in salvage.unseen] == ["store gone", "the volumes of this host"]
 
 
-def test_a_listing_that_breaks_off_keeps_what_it_has_shown(loss: Loss) -> None:
+def test_a_store_that_goes_away_keeps_what_it_has_shown_and_is_not_asked_again(loss: Loss) -> None:
     put_set(loss.store, "p/me", NEW, "db")
     objects = loss.bucket.objects
 
@@ -279,8 +289,14 @@ def test_a_listing_that_breaks_off_keeps_what_it_has_shown(loss: Loss) -> None:
 
     loss.bucket.objects = breaks_off  # type: ignore[method-assign]
     salvage = loss.scan()
-    assert [finding.kind for finding in salvage.findings] == [Kind.SET]
-    assert {unseen.why for unseen in salvage.unseen} == {"the connection broke off"}
+    assert [(finding.kind, finding.note) for finding in salvage.findings] == [(Kind.SET, "its manifest was not read")]
+    assert [(unseen.place, unseen.why) for unseen in salvage.unseen] == [
+        (
+            "the objects in s3://b below p/me/, and whatever else is in the store s3",
+            "the connection broke off",
+        )
+    ]
+    assert loss.bucket.asked == [("objects", "p/me/")]
 
 
 def test_a_bound_is_said_and_never_hides_this_hosts_own_sets(loss: Loss) -> None:
@@ -293,7 +309,7 @@ def test_a_bound_is_said_and_never_hides_this_hosts_own_sets(loss: Loss) -> None
     salvage = loss.scan()
     assert [(finding.kind, finding.home) for finding in salvage.findings] == [(Kind.SET, "p/me")]
     assert [(unseen.place, unseen.why) for unseen in salvage.unseen] == [
-        ("the objects of s3://b", "it goes on after 20 keys")
+        ("the objects in s3://b", "there are more than 20")
     ]
     assert loss.bucket.listed <= 3 + 21
 
@@ -319,9 +335,10 @@ def test_a_volume_that_no_container_uses_is_found_with_what_it_held(loss: Loss) 
     loss.engine.run("db", volumes={"used": "/data"})
     loss.engine.run("old", volumes={"stopped": "/data"})
     loss.engine.exit("old")
+    loss.engine.run("monitoring", binds={"/": "/rootfs"})
 
     (found,) = loss.scan().findings
-    assert (found.kind, found.volumes, found.what) == (Kind.VOLUME, ("idle",), "volume idle, which held PostgreSQL 16")
+    assert (found.kind, found.volumes, found.what) == (Kind.VOLUME, ("idle",), "volume idle (PostgreSQL 16)")
     assert (found.size, found.time) == (1003, NOW)
 
 
@@ -343,6 +360,33 @@ def test_a_volume_whose_data_cannot_be_seen_is_said_by_name(loss: Loss) -> None:
     salvage = loss.scan()
     assert [unseen.place for unseen in salvage.unseen] == ["volume nfs", "volume lost"]
     assert all(unseen.hint for unseen in salvage.unseen)
+
+
+def test_a_volume_that_only_the_sidecar_sees_is_used_by_nobody_and_another_sidecars_state_is_used(loss: Loss) -> None:
+    loss.volume("idle", file="x")
+    loss.mounts[-1] = replace(loss.mounts[-1], target="/volumes/idle")
+    loss.volume("other-state", file="x")
+    loss.engine.run("other", labels={"backup.role": "sidecar"}, volumes={"other-state": "/state"})
+
+    salvage = loss.scan()
+    assert [unseen.place for unseen in salvage.unseen] == ["volume idle"]  # looked for at /volumes/idle, which is not
+    assert salvage.findings == ()
+
+
+def test_a_volume_that_goes_while_it_looks_does_not_hide_the_others(loss: Loss) -> None:
+    loss.volume("idle", file="x")
+    loss.engine.add_volume("going")
+    volumes, gone = loss.engine.volumes, []
+
+    def first_with_one_more() -> list[Any]:
+        found = volumes()
+        if not gone:
+            gone.append(loss.engine.remove_volume("going"))
+        return found
+
+    loss.engine.volumes = first_with_one_more  # type: ignore[method-assign]
+    assert loss.found() == [(Kind.VOLUME, "", ("idle",))]
+    assert gone == [True]
 
 
 def test_the_sidecars_own_volume_is_nothing_lost(loss: Loss) -> None:
