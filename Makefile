@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 MACHINE := tests/machine
 
-.PHONY: help demo demo-down engine image stack-images venv test test-fast test-faults test-ceph check lock up down
+.PHONY: help demo demo-down engine image stack-images venv test test-fast test-faults test-ceph bench check lock up down
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F'\t' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ test-faults: ## kill the sidecar 200 times at random moments (TEST_KILLS, TEST_K
 test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it installs (Debian, as root)
 	@$(MACHINE)/ceph-packages
 	@$(PYTHON) -m pytest tests/contract -m ceph
+
+bench: image ## how long an application stands still for its backup (docs/PERFORMANCE.md)
+	@tests/bench/pause
 
 check: venv ## lint, formatting, types, the architecture's arrows
 	@$(PYTHON) -m ruff check --quiet

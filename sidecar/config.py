@@ -507,9 +507,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "BACKUP_VERIFY_SCHEDULE",
         "verify_schedule",
-        "When the newest set is read back and compared.",
+        "When the newest set is read back, every byte of it, and compared. Reading from S3 may cost money.",
         _CRON,
         _cron,
+        default="0 5 * * 0",
     ),
     Setting(
         "BACKUP_DRILL_SCHEDULE",
@@ -605,7 +606,6 @@ PLANNED: Mapping[str, str] = {
     "BACKUP_KEEP_LOCAL": "never deletes a set",
     "BACKUP_KEEP_S3": "never deletes a set",
     "BACKUP_OBJECT_LOCK": "does not lock objects: whoever may delete in the bucket can delete the sets",
-    "BACKUP_VERIFY_SCHEDULE": "does not verify sets by itself",
     "BACKUP_DRILL_SCHEDULE": "does not try restores by itself",
     "BACKUP_GUARD": "does not guard volumes: `docker-compose down -v` still deletes them",
     "BACKUP_HTTP": "does not serve HTTP",

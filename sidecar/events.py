@@ -43,6 +43,7 @@ EVENTS: dict[str, int] = {
     "run_caught_up": logging.WARNING,
     "restore_started": logging.WARNING,
     "restore_finished": logging.INFO,
+    "verify_finished": logging.INFO,
     "crashed": logging.ERROR,
     "library": logging.WARNING,
     "log_lines_dropped": logging.WARNING,
@@ -60,8 +61,9 @@ class Emit(Protocol):
 class Progress:
     """Where a job is, sizes in bytes.
 
-    phase: `planning`, `hooks`, `freezing`, `copying`, `packing`, `committing` of a run; `planning`, `restoring`,
-    `stopping`, `exchanging` of a restore; `shipping`.
+    phase: `planning`, `copying` (the application runs), `hooks`, `freezing`, `comparing` (it stands still), `packing`,
+    `committing` of a run; `planning`, `restoring`, `stopping`, `exchanging` of a restore; `planning`,
+    `verifying`; `shipping`.
 
     total_bytes is 0 while it is not known.
     """

@@ -178,6 +178,47 @@ class RestoreReport:
         return document
 
 
+@dataclass(frozen=True, slots=True)
+class VerifiedVolume:
+    """One volume of a set in one store. bytes_read: from the store. damaged: it is known to be, and not just unread."""
+
+    store: str
+    volume: str
+    outcome: Outcome
+    bytes_read: int = 0
+    damaged: bool = False
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """One verification. how: `quick` or `full`; newest: whether no set is newer.
+
+    damaged: store -> why its copy is known to be damaged, from now or from a full verification before a quick one.
+    reasons: why it is not good, what could not be verified among it. warnings: what could not be noted.
+    """
+
+    verify: str
+    set: str
+    how: str
+    outcome: Outcome
+    started: datetime
+    duration_ms: float
+    newest: bool
+    volumes: tuple[VerifiedVolume, ...]
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `verify --json`."""
+        document = asdict(self)
+        document["started"] = rfc3339(self.started)
+        document["duration_ms"] = round(self.duration_ms, 1)
+        return document
+
+
 def rfc3339(moment: datetime) -> str:
     """RFC 3339 in UTC with a `Z`, to the millisecond where there is a fraction."""
     moment = moment.astimezone(UTC)

@@ -1,4 +1,4 @@
-"""The documents of a set: its name, its keys, its manifest, RECOVER.txt, the prefix's owner. Pure.
+"""The documents of a set: its name, its keys, its manifest, marks, RECOVER.txt, the prefix's owner. Pure.
 
 docs/FORMAT.md specifies what is written here.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from sidecar.errors import SetInvalid
@@ -20,6 +21,7 @@ from sidecar.report import Outcome, Reason, rfc3339
 FORMAT = 1
 MANIFEST = "manifest.json"
 RECOVER = "RECOVER.txt"
+MARKS = "marks.json"
 OWNER = "owner.json"
 
 _SET_NAME = re.compile(r"backup-([0-9]{8}_[0-9]{6})")
@@ -65,6 +67,11 @@ def manifest_key(set_: str) -> str:
 def recover_key(set_: str) -> str:
     """Where its RECOVER.txt lies."""
     return f"{set_}/{RECOVER}"
+
+
+def marks_key(set_: str) -> str:
+    """Where lies what is noted of it after it was made."""
+    return f"{set_}/{MARKS}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,58 @@ class Manifest:
                 reasons=tuple(_reason(r) for r in _list(document["reasons"])),
                 tags=_texts(document["tags"]),
             )
+
+
+class How(StrEnum):
+    """How a set was verified: what can be told without reading the archives, or every byte."""
+
+    QUICK = "quick"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification found in one store. time: RFC 3339; why: a sentence, empty where all is good."""
+
+    time: str
+    how: How
+    outcome: Outcome
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What may change after a set is made. keep: never prune it. others: keys of other versions, which are kept."""
+
+    keep: bool = False
+    verified: Verified | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def damaged(self) -> str:
+        """Why this copy is known to be damaged; empty when it is not."""
+        return self.verified.why if self.verified and self.verified.outcome is Outcome.FAILED else ""
+
+    def to_json(self) -> bytes:
+        """The document."""
+        verified = asdict(self.verified) if self.verified else None
+        known = {"format": FORMAT, "kind": "marks", "keep": self.keep, "verified": verified, "drilled": None}
+        return _document(known | dict(self.others))
+
+    @classmethod
+    def from_json(cls, data: bytes, *, where: str) -> Marks:
+        """Read one back; `where` is named in errors. Raises SetInvalid."""
+        document = _read(data, where)
+        with _damaged(where):
+            return cls(
+                keep=_switch(document["keep"]),
+                verified=_verified(document["verified"]),
+                others={key: value for key, value in document.items() if key not in _MARKED},
+            )
+
+
+# Keys of marks.json that this version writes itself.
+_MARKED = frozenset(("format", "kind", "keep", "verified"))
 
 
 def without_secrets(options: Mapping[str, str]) -> dict[str, str]:
@@ -300,7 +359,9 @@ def _damaged(where: str) -> Iterator[None]:
         yield
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         what = f"it has no {exc}" if isinstance(exc, KeyError) else str(exc)
-        if where == OWNER:
+        if where.endswith(f"/{MARKS}"):
+            hint = "delete it, then verify the set again, and keep it again if it was kept"
+        elif where == OWNER:
             hint = "move it away by hand if the prefix is yours alone"
         else:
             hint = "its archives may be whole all the same: RECOVER.txt beside it says how to read them"
@@ -322,6 +383,18 @@ def _volume(document: dict[str, Any]) -> SetVolume:
         mountpoint=_text(document["mountpoint"]),
         changed_files=tuple(_text(path) for path in _list(document["changed_files"])),
     )
+
+
+def _verified(document: dict[str, Any] | None) -> Verified | None:
+    if document is None:
+        return None
+    outcome = Outcome(document["outcome"])
+    if outcome not in (Outcome.GOOD, Outcome.FAILED):
+        raise ValueError(f"a verification is never {outcome}")
+    why = _text(document["why"])
+    if bool(why) is (outcome is Outcome.GOOD):
+        raise ValueError("its outcome and why do not agree")
+    return Verified(_text(document["time"]), How(document["how"]), outcome, why)
 
 
 def _object(document: dict[str, Any]) -> StoredObject:
@@ -347,6 +420,12 @@ def _reason(document: dict[str, Any]) -> Reason:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} where a text belongs")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{type(value).__name__} where true or false belongs")
     return value
 
 

@@ -40,6 +40,7 @@ from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.marks import keep
 from sidecar.jobs.ownership import Claimant, claimant
 from sidecar.jobs.recover import sweep
 from sidecar.jobs.restore import (
@@ -55,10 +56,11 @@ from sidecar.jobs.restore import (
 from sidecar.jobs.scan import Grounds, Searched
 from sidecar.jobs.scan import scan as search
 from sidecar.jobs.ship import ShipTools, lost, ship
+from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.plan import Selection
-from sidecar.report import RestoreReport, RunReport
+from sidecar.report import RestoreReport, RunReport, VerifyReport
 from sidecar.salvage import Place, Salvage
-from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped
+from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -221,8 +223,9 @@ class _Jobs:
 
     def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
         stores = self._quick_stores(host=request.host)
-        plan, _ = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
-        return plan.as_json()
+        plan, catalogue = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
+        document = plan.as_json()
+        return document | {"warnings": [*catalogue.damage(plan.manifest.set), *document["warnings"]]}
 
     def _restore_tools(self, stores: Mapping[str, Store], follow: Follow, cancelled: threading.Event) -> RestoreTools:
         def safety(volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:
@@ -240,6 +243,19 @@ class _Jobs:
             emit=self._emit,
             now=_now,
         )
+
+    def verify(self, request: VerifyRequest, follow: Follow, cancelled: threading.Event) -> VerifyReport:
+        tools = VerifyTools(
+            stores=self._stores(cancelled),
+            claimant=self._claimant(),
+            threads=2 * _cores(),
+            emit=self._emit,
+            now=_now,
+        )
+        return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
+
+    def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
+        return keep(set_name, wanted, self._quick_stores(), self._claimant())
 
     def plan(self) -> dict[str, Any]:
         stores = {name: store.location for name, store in self._bare_stores.items()}

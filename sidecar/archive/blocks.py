@@ -10,17 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sidecar.archive.entry import Entry, Kind
+from sidecar.archive.entry import Entry, Kind, Range
 from sidecar.archive.records import END_OF_ARCHIVE, head, padding
 
 TARGET = 8 * 1024 * 1024
-
-
-class Range(NamedTuple):
-    """`length` bytes of the spool from `position`."""
-
-    position: int
-    length: int
 
 
 class Continuation(NamedTuple):
@@ -69,15 +62,18 @@ def plan_blocks(entries: Iterable[Entry], *, target: int = TARGET) -> Iterator[B
         block.add(head(entry))
         if entry.kind is not Kind.FILE:
             continue
-        length = entry.data_length
         stored = 0
-        while stored < length:
-            if block.raw_length >= target:
-                yield block
-                block = BlockPlan(continues=Continuation(entry.path, stored))
-            run = min(length - stored, target - block.raw_length)
-            block.add_range(entry.position + stored, run)
-            stored += run
-        block.add(bytes(padding(length)))
+        for spooled in entry.spooled:
+            position, left = spooled
+            while left:
+                if block.raw_length >= target:
+                    yield block
+                    block = BlockPlan(continues=Continuation(entry.path, stored))
+                run = min(left, target - block.raw_length)
+                block.add_range(position, run)
+                position += run
+                left -= run
+                stored += run
+        block.add(bytes(padding(stored)))
     block.add(END_OF_ARCHIVE)
     yield block

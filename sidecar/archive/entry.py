@@ -55,13 +55,20 @@ class Extent(NamedTuple):
     length: int
 
 
+class Range(NamedTuple):
+    """`length` bytes of the spool from `position`."""
+
+    position: int
+    length: int
+
+
 class Entry(NamedTuple):
     """One entry. A NamedTuple because a million are made inside a freeze.
 
     path: relative to the volume, no leading `./`; the volume's root is b"". link: a symlink's target or the path that a
     hard link repeats. attributes: extended attributes as (name, value), ACLs among them. device: (major, minor).
     extents: the data of a regular file in file order; None means all of it. position: where the data lies in the spool,
-    the extents one after another.
+    the extents one after another; ranges: where it lies instead, in this order, if not in one piece.
     """
 
     path: bytes
@@ -72,6 +79,7 @@ class Entry(NamedTuple):
     device: tuple[int, int] = (0, 0)
     extents: tuple[Extent, ...] | None = None
     position: int = 0
+    ranges: tuple[Range, ...] = ()
 
     @property
     def data_length(self) -> int:
@@ -81,3 +89,8 @@ class Entry(NamedTuple):
         if self.extents is None:
             return self.signature.size
         return sum(extent.length for extent in self.extents)
+
+    @property
+    def spooled(self) -> tuple[Range, ...]:
+        """Where the data of a regular file lies in the spool, one range after another."""
+        return self.ranges or (Range(self.position, self.data_length),)

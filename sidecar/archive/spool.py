@@ -1,7 +1,7 @@
-"""Raw copies of file data on the state volume, taken while the application is frozen.
+"""Raw copies of file data on the state volume, taken while the application runs and put right while it is frozen.
 
-One file a volume, written forward through one reused buffer, read back at any position. Its bounds are checked before
-the freeze (`reserve`) and again while it grows, because its disk is the application's disk too.
+One file a volume: room is given forward and never taken back, written to and read at any position. Its bounds are
+checked before the freeze (`reserve`) and again while it grows, because its disk is the application's disk too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from sidecar.errors import SidecarError, SpoolFull
 
 BUFFER = 1024 * 1024  # larger ones were no faster, and each volume of a group has one
 DISK_RESERVE = 0.10  # of the disk, always left free
+_PAGE = 4096
+_LARGE = 16 * _PAGE
+_STEP = 16 * BUFFER  # reserved at once when room runs out
+_MOST_GROWTH = 1024 * BUFFER
+
+
+def with_growth(size: int) -> int:
+    """Room to reserve for files of `size` bytes: some of them grow or are made anew while they are copied."""
+    return size + min(size // 8, _MOST_GROWTH)
 
 
 class SpoolSpace:
@@ -52,7 +61,10 @@ class SpoolSpace:
                 needed=wanted,
                 hint="raise BACKUP_SPOOL_MAX, or split the group with the volume label backup.group",
             )
-        disk = os.statvfs(self._directory)
+        try:
+            disk = os.statvfs(self._directory)
+        except OSError as exc:
+            raise _failed("asking the spool's disk for its size", exc, wanted) from exc
         free = disk.f_bavail * disk.f_frsize - int(disk.f_blocks * disk.f_frsize * DISK_RESERVE)
         if length > free:
             raise SpoolFull(
@@ -86,64 +98,87 @@ class Spool:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise _failed("making a spool file", exc, 0) from exc
+        self._end = 0
+        self._reserved = 0
+        # What was written last, waiting for what follows it: many small files are one write.
         self._buffer = memoryview(bytearray(BUFFER))
+        self._start = 0
         self._filled = 0
-        self._flushed = 0
-        self._allocated = 0
 
     def reserve(self, length: int) -> None:
         """Allocate room for `length` bytes in all, so that a full disk is found before anything is frozen.
 
-        Raises SpoolFull, and SidecarError when the disk fails otherwise; so do `filled` and `flush`.
+        Raises SpoolFull, and SidecarError when the disk fails otherwise; so do `allot`, `write`, `put` and `flush`.
         """
-        more = length - self._allocated
+        more = length - self._reserved
         if more <= 0:
             return
         self._space.claim(more)
         try:
-            os.posix_fallocate(self._file, self._allocated, more)
+            os.posix_fallocate(self._file, self._reserved, more)
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # else it cannot allocate ahead; writing will tell
                 self._space.release(more)
                 raise _failed("reserving room in the spool", exc, length) from exc
-        self._allocated = length
+        self._reserved = length
 
     @property
     def reserved(self) -> int:
-        """Bytes allocated."""
-        return self._allocated
+        """Bytes reserved."""
+        return self._reserved
 
     @property
-    def position(self) -> int:
-        """Where the next byte goes."""
-        return self._flushed + self._filled
+    def end(self) -> int:
+        """Where the room given so far ends."""
+        return self._end
 
-    def room(self, most: int = BUFFER) -> memoryview:
-        """Up to `most` bytes of the free end of the buffer (never empty): read into it, then say `filled(n)`."""
-        return self._buffer[self._filled : self._filled + most]
+    def allot(self, length: int) -> int:
+        """Give `length` bytes of room; where they begin. Many begin on a page, so that writing a few reads none."""
+        position = self._end if length < _LARGE else -(-self._end // _PAGE) * _PAGE
+        end = position + length
+        if end > self._reserved:
+            try:
+                self.reserve(end + _STEP)
+            except SpoolFull:
+                self.reserve(end)
+        self._end = end
+        return position
 
-    def filled(self, length: int) -> None:
-        """`length` bytes of `room()` now hold data."""
-        self._filled += length
-        if self._filled == BUFFER:
+    def write(self, data: memoryview, position: int) -> None:
+        """Put bytes where room was given. They may wait in a buffer for more; `flush` says when they may not."""
+        if position != self._start + self._filled or self._filled + len(data) > BUFFER:
             self.flush()
+            self._start = position
+        if len(data) < _LARGE:
+            self._buffer[self._filled : self._filled + len(data)] = data
+            self._filled += len(data)
+            return
+        self.flush()
+        self.put(data, position)
+        self._start = position + len(data)
+
+    def put(self, data: memoryview, position: int) -> None:
+        """Put bytes where room was given, at once. Safe from several threads; what `write` holds back comes later."""
+        written = 0
+        while written < len(data):
+            try:
+                written += os.pwrite(self._file, data[written:], position + written)
+            except OSError as exc:
+                raise _failed("writing the spool", exc, self._end) from exc
 
     def flush(self) -> None:
-        """Write the buffer out."""
-        end = self._flushed + self._filled
-        if end > self._allocated:
-            self.reserve(end)
-        written = 0
-        while written < self._filled:
-            try:
-                written += os.pwrite(self._file, self._buffer[written : self._filled], self._flushed + written)
-            except OSError as exc:
-                raise _failed("writing the spool", exc, end) from exc
-        self._flushed = end
+        """Put what `write` holds back."""
+        self.put(self._buffer[: self._filled], self._start)
+        self._start += self._filled
         self._filled = 0
 
     def read_into(self, views: Sequence[memoryview], position: int) -> None:
-        """Fill the views, one after another, from `position`. Safe from several threads once all is flushed."""
+        """Fill the views, one after another, from `position`. Safe from several threads once all is flushed.
+
+        Raises EOFError for what no room was given for: it would be zeros.
+        """
+        if position + sum(map(len, views)) > self._end:
+            raise EOFError(f"the spool {self._path} ends at {self._end}")
         first = 0  # of the views that are not full
         rest: memoryview | None = None  # of that one, when it is full in part
         while first < len(views):
@@ -170,7 +205,7 @@ class Spool:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            self._space.release(self._allocated)
+            self._space.release(self._reserved)
             with suppress(FileNotFoundError):
                 self._path.unlink()
 

@@ -82,14 +82,16 @@ def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
             if _rest(source, len(GO)) == GO:
                 _exchange(root, merge=expected.merge)
                 say(Word.EXCHANGED)
-                return
+            else:
+                _settle(root)
+                say(Word.AS_IT_WAS)
         except Exception:
             if _settle(root) is not Word.EXCHANGED:
                 raise
             say(Word.EXCHANGED)
-        else:
-            _settle(root)
-            say(Word.AS_IT_WAS)
+    # Stay until the other end is closed, when whoever uses the volume runs again: one that nobody has is unmounted by
+    # its driver, and a tmpfs would take with it what has just been restored (tried).
+    _rest(source, 1)
 
 
 def settle(root: str, say: Say) -> None:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from isal import igzip, isal_zlib
 
 from sidecar.archive import index
-from sidecar.archive.blocks import BlockPlan, Range, plan_blocks
+from sidecar.archive.blocks import BlockPlan, plan_blocks
 from sidecar.archive.capture import Capture
+from sidecar.archive.entry import Range
 from sidecar.archive.spool import Spool
 from sidecar.errors import SetInvalid
 

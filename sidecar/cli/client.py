@@ -35,12 +35,12 @@ class Daemon:
         given = {name: text for name, text in (query or {}).items() if text is not None}
         return _whole(self._request("GET", path + ("?" + urlencode(given, doseq=True) if given else "")))
 
-    def post(self, path: str) -> dict[str, Any]:
+    def post(self, path: str, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One JSON object, for a request that changes something."""
-        return _whole(self._request("POST", path))
+        return _whole(self._request("POST", path, json.dumps(wanted).encode() if wanted else None))
 
     def follow(self, path: str, wanted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Ask for a job (`/runs`, `/restores`); its lines until `report` or `error`.
+        """Ask for a job (`/runs`, `/restores`, `/verifications`); its lines until `report` or `error`.
 
         A stream that ends before is a Complaint.
         """

@@ -155,7 +155,7 @@ def _watcher(*, as_json: bool) -> Watcher:
 
 
 def _followed(daemon: Daemon, what: str, wanted: dict[str, Any], warned: list[str], *, as_json: bool) -> dict[str, Any]:
-    """The report of the job that is asked for (what: `run`, `restore`), which is shown while it goes on.
+    """The report of the job (what: `run`, `restore`, `verification`) that is asked for, shown while it goes on.
 
     Warnings that were shown on the way are added to `warned`.
     """
@@ -240,6 +240,8 @@ def list_sets(
     if not as_json:
         for store, error in errors.items():
             click.echo(printable(f"warning: store {store} did not answer: {error['message']}"), err=True)
+        for warning in document.get("warnings", []):
+            click.echo(printable(f"warning: {warning}"), err=True)
         if nothing_matches:
             click.echo(printable(f"error: no file of {volume} matches {pattern}"), err=True)
             click.echo(
@@ -375,13 +377,75 @@ def _ask(*, as_json: bool) -> None:
         raise Complaint("usage", "nothing was done", "")
 
 
+@main.command(
+    epilog=_example(
+        "docker exec backup verify",
+        "docker exec backup verify --quick",
+        "docker exec backup verify backup-20260102_030000 --json",
+    )
+)
+@click.argument("set_name", metavar="[SET|latest]", required=False, default="latest")
+@click.option("--quick", "how", flag_value="quick", help="Do not read the archives.")
+@click.option("--full", "how", flag_value="full", default=True, help="Read every byte; the default.")
+@click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when something else is going on.")
+@verb
+def verify(daemon: Daemon, *, as_json: bool, set_name: str, how: str, no_wait: bool) -> str:
+    """Read a set back from every store that has it, and say whether it is what was written.
+
+    Every archive is fetched and compared with its checksums, and its entries with the index. With --quick only what
+    costs little is: whether all objects are there, their sizes, the checksums that the store vouches for, the indexes.
+    The verdict is noted beside the set: `list` shows it, and a damaged set does not count as good.
+
+    Exit codes: 0 it is whole, 1 it is not, or that could not be found out, 10 no such set, 11 busy, 130 Ctrl-C (it goes
+    on), 143 it was cancelled, or the daemon told to stop.
+    """
+    report = _followed(daemon, "verification", {"set": set_name, "how": how, "no_wait": no_wait}, [], as_json=as_json)
+    if as_json:
+        _print_json(report)
+    else:
+        _words().verified(report)
+    return str(report["outcome"])
+
+
+@main.command(epilog=_example("docker exec backup keep backup-20260102_030000"))
+@click.argument("set_name", metavar="SET")
+@verb
+def keep(daemon: Daemon, *, as_json: bool, set_name: str) -> str:
+    """Never prune this SET, in any store that has it.
+
+    Exit codes: 0 it is noted, 1 it could not be, 3 in one store it could not, 10 no such set.
+    """
+    return _keep(daemon, set_name, wanted=True, as_json=as_json)
+
+
+@main.command(epilog=_example("docker exec backup unkeep backup-20260102_030000"))
+@click.argument("set_name", metavar="SET")
+@verb
+def unkeep(daemon: Daemon, *, as_json: bool, set_name: str) -> str:
+    """Let this SET be pruned in its time, as any other.
+
+    Exit codes: 0 it is noted, 1 it could not be, 3 in one store it could not, 10 no such set.
+    """
+    return _keep(daemon, set_name, wanted=False, as_json=as_json)
+
+
+def _keep(daemon: Daemon, set_name: str, *, wanted: bool, as_json: bool) -> str:
+    document = daemon.post("/keep", {"set": set_name, "keep": wanted})
+    if as_json:
+        _print_json(document)
+    else:
+        _words().kept(document)
+    return "partial" if document["errors"] else "good"
+
+
 @main.command(epilog=_example("docker exec backup cancel"))
 @verb
 def cancel(daemon: Daemon, *, as_json: bool) -> str:
     """Stop what is going on.
 
     A run thaws what it froze, aborts its uploads, and leaves no set behind. A restore that has not begun to exchange
-    leaves every volume as it was; one that has goes through. What waits for its turn is not cancelled.
+    leaves every volume as it was; one that has goes through. A verification notes nothing. What waits for its turn is
+    not cancelled.
 
     Exit codes: 0 it was told, 1 the daemon does not run, 10 nothing is going on.
     """

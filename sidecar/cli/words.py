@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_COLOURS = {"good": "green", "partial": "yellow", "failed": "red", "interrupted": "red"}
-_AS_IF_NEVER = {True: "everything is thawed, and no set was made", False: "every volume is as it was"}
+_COLOURS = {"damaged": "red", "good": "green", "partial": "yellow", "failed": "red", "interrupted": "red"}
+_AS_IF_NEVER = {
+    "run": "everything is thawed, and no set was made",
+    "restore": "every volume is as it was",
+    "verification": "nothing is noted of the set",
+}
 # Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
 _PIPE_WIDTH = 1_000
 # Of what `scan` found of one kind in one place, and of commands for one of them.
@@ -206,6 +210,40 @@ class Words:
         reasons = [each for each in report["reasons"] if each["message"] not in told]
         self._warnings(f"why it is {outcome}", [_sentence(each["message"], each["hint"]) for each in reasons])
 
+    # --- verify ------------------------------------------------------------------------------------------------------
+
+    def verified(self, report: dict[str, Any]) -> None:
+        """A verification's end: one line for each volume in each store."""
+        self.table(
+            ("store", "volume", "verdict", "read"),
+            [
+                (
+                    each["store"],
+                    each["volume"],
+                    "damaged" if each["damaged"] else "not verified" if each["error"] else "whole",
+                    size(each["bytes_read"]),
+                )
+                for each in report["volumes"]
+            ],
+            right=("read",),
+        )
+        self.line()
+        outcome = report["outcome"]
+        self.line(
+            f"{outcome}: {report['set']}, verified ({report['how']}) in {duration(report['duration_ms'])}",
+            _COLOURS.get(outcome, ""),
+        )
+        reasons = [_sentence(each["message"], each["hint"]) for each in report["reasons"]]
+        self._warnings(f"why it is {outcome}", list(dict.fromkeys(reasons)))
+        self._warnings("warnings", report["warnings"])
+
+    def kept(self, document: dict[str, Any]) -> None:
+        """What was noted of a set."""
+        what = "is kept" if document["keep"] else "may be pruned in its time"
+        self.line(f"{document['set']} {what} (noted in {', '.join(document['stores'])})")
+        errors = [f"{name}: {_sentence(each['message'], each['hint'])}" for name, each in document["errors"].items()]
+        self._warnings("not noted everywhere", errors)
+
     # --- plan --------------------------------------------------------------------------------------------------------
 
     def plan(self, plan: dict[str, Any]) -> None:
@@ -289,15 +327,16 @@ class Words:
 
     def _sets(self, sets: Sequence[dict[str, Any]]) -> None:
         self.table(
-            ("set", "outcome", "volumes", "size", "archives", "stores", "tags"),
+            ("set", "outcome", "volumes", "size", "archives", "stores", "verified", "tags"),
             [
                 (
                     each["set"],
-                    each["outcome"],
+                    "damaged" if _damage(each) else each["outcome"],
                     len(each["volumes"]),
                     size(sum(volume["raw_bytes"] for volume in each["volumes"].values())),
                     size(sum(volume["archive_bytes"] for volume in each["volumes"].values())),
                     ", ".join(each["stores"]),
+                    _when_verified(each),
                     ", ".join(f"{key}={text}" for key, text in each["tags"].items()) + (" (kept)" * each["keep"]),
                 )
                 for each in sets
@@ -316,6 +355,12 @@ class Words:
             ],
             right=("files", "size", "archive"),
         )
+        if why := _damage(described):
+            self.line(f"  DAMAGED in {', '.join(described['verified']['stores'])}: {why}", "red")
+        elif described["verified"]:
+            self.line(f"  verified {_when_verified(described)}")
+        if described["keep"]:
+            self.line("  kept: it is never pruned")
         for name, why in described.get("missing", {}).items():
             self.line(f"  NOT in this set: {name}: {why}", "yellow")
         for name, paths in described.get("changed_files", {}).items():
@@ -350,6 +395,10 @@ class Words:
         if last := status["last_run"]:
             what = last["set"] or "no set"
             self.line(f"last run at {_moment(last['started'])}: {last['outcome']}, {what}")
+        if verify := status.get("last_verify"):
+            why = f": {verify['why']}" if verify["why"] else ""
+            what = f"{verify['set'] or 'the newest set'} ({verify['how']})"
+            self.line(f"last verification at {_moment(verify['time'])}: {verify['outcome']}, {what}{why}")
         if status["last_good"]:
             self.table(
                 ("volume", "last good backup"),
@@ -374,8 +423,7 @@ class Words:
         if not document["ended"]:
             self.line("it has not ended yet; `status` shows how far it is", "yellow")
         elif document["outcome"] == "interrupted":
-            was_run = document["cancelled"]["activity"] == "run"
-            self.line(f"it has ended: {_AS_IF_NEVER[was_run]}")
+            self.line(f"it has ended: {_AS_IF_NEVER[document['cancelled']['activity']]}")
         else:
             what = f": {document['outcome']}, {document['set'] or 'no set'}" if document["outcome"] else ""
             self.line(f"it had come to its end already{what}", "yellow")
@@ -479,6 +527,17 @@ def _asked(run: dict[str, Any]) -> str:
 
 def _sentence(message: str | None, hint: str | None) -> str:
     return "; ".join(filter(None, [message, hint])) or "no reason is known"
+
+
+def _damage(described: dict[str, Any]) -> str:
+    """Why a set of `list` is known to be damaged; empty when it is not."""
+    verified = described["verified"]
+    return str(verified["why"]) if verified and verified["outcome"] == "failed" else ""
+
+
+def _when_verified(described: dict[str, Any]) -> str:
+    verified = described["verified"]
+    return f"{_moment(verified['time'])} ({verified['how']})" if verified else ""
 
 
 def _unprotected(mount: dict[str, Any]) -> str:

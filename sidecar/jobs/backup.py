@@ -1,4 +1,4 @@
-"""One backup, top to bottom: discover, plan, freeze, copy, thaw, archive, commit.
+"""One backup, top to bottom: discover, plan, copy, freeze, put right what has changed, thaw, archive, commit.
 
 A set exists if and only if its manifest does; it is written last. Nothing here touches the network while a container is
 frozen.
@@ -17,8 +17,9 @@ from pathlib import Path
 from isal import isal_zlib
 
 from sidecar import sets
-from sidecar.archive.capture import Capture, capture, measure
-from sidecar.archive.spool import Spool, SpoolSpace
+from sidecar.archive.capture import Capture, capture, measure, precopy, sync
+from sidecar.archive.copies import Copies, another_round
+from sidecar.archive.spool import SpoolSpace, with_growth
 from sidecar.archive.unpack import is_unsettled
 from sidecar.archive.writer import write_archive
 from sidecar.config import StageFault
@@ -113,10 +114,11 @@ def backup(
             run.stage("planned")
             for group in plan.groups:
                 with run.failing_alone(group), ExitStack() as spools:
-                    spooled = run.reserve(group, spools)  # a full disk is found before anybody has to wait
+                    reserved = run.reserve(group, spools)  # a full disk is found before anybody has to wait
+                    copied = run.precopy(group, reserved)  # in rounds, while the application runs
                     run.stage("copied")
-                    with run.hooked(group, spooled):  # pre hooks; and post hooks, whatever becomes of the capture
-                        captures = run.capture(group, spooled)  # journal, freeze, copy, confirm, thaw
+                    with run.hooked(group, copied) as ready:  # pre hooks; and post hooks, whatever becomes of it
+                        captures = run.capture(group, ready)  # journal, freeze, copy what has changed, confirm, thaw
                     for planned, captured in captures:
                         run.archive(group, planned, captured)
                     run.stage("archived")
@@ -197,29 +199,46 @@ class _Run:
         except SidecarError as error:
             self.ledger.group_failed(group, error, self._paused_ms())
 
-    def reserve(self, group: Group, undo: ExitStack) -> list[tuple[PlannedVolume, Spool]]:
-        """Room in the spool for each volume as it is now. A volume that cannot be read fails alone.
+    def reserve(self, group: Group, undo: ExitStack) -> list[tuple[PlannedVolume, Copies]]:
+        """Room in the spool for each volume as it is now, and for its growth. A volume that cannot be read fails alone.
 
         Raises SpoolFull.
         """
-        spooled = []
+        reserved = []
         for planned in group.volumes:
             with self._failing_alone(group, planned):
                 _refuse_unsettled(planned)
                 _, size = measure(planned.path)
                 spool = undo.enter_context(self._space.new(planned.volume.name))
-                spool.reserve(size)
-                spooled.append((planned, spool))
-        return spooled
+                spool.reserve(with_growth(size))
+                reserved.append((planned, Copies(spool)))
+        return reserved
+
+    def precopy(self, group: Group, volumes: list[tuple[PlannedVolume, Copies]]) -> list[tuple[PlannedVolume, Copies]]:
+        """Copy while the application runs, in rounds, until the freeze would find little. Those that could be read.
+
+        Raises SpoolFull, Interrupted, StoreError.
+        """
+        written: list[int] = []
+        began = self._tools.now()
+        while volumes and another_round(written, (self._tools.now() - began).total_seconds()):
+            volumes = self._round(group, volumes, is_first=not written)
+            if not written:
+                began = self._tools.now()
+            written.append(sum(copies.written for _, copies in volumes))
+        return volumes
 
     @contextmanager
-    def hooked(self, group: Group, spooled: list[tuple[PlannedVolume, Spool]]) -> Iterator[None]:
+    def hooked(
+        self, group: Group, volumes: list[tuple[PlannedVolume, Copies]]
+    ) -> Iterator[list[tuple[PlannedVolume, Copies]]]:
         """Run the group's pre hooks, then the block, then its post hooks, whatever became of the block.
 
-        Raises HookFailed, SpoolFull (what a pre hook has written needs room too), Interrupted.
+        What the hooks have written is copied before the freeze; gives the volumes that could be read. Raises
+        HookFailed, SpoolFull, Interrupted, StoreError.
         """
-        if not spooled:
-            yield
+        if not volumes:
+            yield volumes
             return
         if group.has_hooks:
             self._follow(Progress("hooks"))
@@ -236,19 +255,17 @@ class _Run:
             emit=self.ledger.event,
             complain=lambda error: self.ledger.group_flawed(group, error),
         ):
-            if group.has_hooks:
-                for planned, spool in spooled:
-                    with suppress(VolumeUnavailable, VolumeUnreadable):  # the capture meets it too, and says it
-                        spool.reserve(measure(planned.path)[1])
-            yield
+            yield self._round(group, volumes) if group.has_hooks else volumes
 
-    def capture(self, group: Group, spooled: list[tuple[PlannedVolume, Spool]]) -> list[tuple[PlannedVolume, Capture]]:
-        """The group's volumes as of one instant, copied while its dependents stand still.
+    def capture(self, group: Group, volumes: list[tuple[PlannedVolume, Copies]]) -> list[tuple[PlannedVolume, Capture]]:
+        """The group's volumes as of one instant: the copies are put right while its dependents stand still.
 
         Raises EngineError when they did not, SpoolFull, Interrupted.
         """
-        if not spooled:
+        if not volumes:
             return []  # nobody is frozen for volumes that cannot be read
+        for _, copies in volumes:
+            copies.spool.reserve(copies.spool.end + copies.written)  # the freeze will find as much again at most
         self._follow(Progress("freezing"))
         self._dead_man.ready()
         captures = []
@@ -266,10 +283,10 @@ class _Run:
         ) as frozen:
             self._frozen = frozen
             frozen_at = self._tools.now()
-            for planned, spool in spooled:
+            for planned, copies in volumes:
                 with self._failing_alone(group, planned):
-                    copied = _Counter(self._follow, "copying", planned.volume.name, spool.reserved)
-                    captures.append((planned, capture(planned.path, spool, frozen.check, copied)))
+                    read = self._counter("comparing", planned)
+                    captures.append((planned, capture(planned.path, copies, frozen.check, read)))
             frozen.confirm(group.dependents_among)
         self.ledger.group_captured(group, frozen_at, frozen.paused_ms)
         return captures
@@ -292,7 +309,7 @@ class _Run:
             level=self._tools.level,
             threads=self._tools.threads,
             check=self._check,
-            packed=_Counter(self._follow, "packing", volume, captured.bytes_read),
+            packed=self._counter("packing", planned, captured.bytes_read),
         )
         for consignment in self._alive():
             consignment.finish(summary.size, summary.crc32)
@@ -340,6 +357,23 @@ class _Run:
             off_host=any(c.committed and c.store.off_host for c in self._consignments),
             warnings=self._tools.warnings,
         )
+
+    def _counter(self, phase: str, planned: PlannedVolume, total: int = 0) -> _Counter:
+        return _Counter(self._follow, phase, planned.volume.name, total)
+
+    def _round(
+        self, group: Group, volumes: list[tuple[PlannedVolume, Copies]], *, is_first: bool = False
+    ) -> list[tuple[PlannedVolume, Copies]]:
+        """Bring all copies up to date once. Those that could be read."""
+        for planned, copies in volumes:  # all before the first is copied, which gives the disk much to write
+            sync(planned.path, copies, int(self._tools.now().timestamp() * 1e9))
+        readable = []
+        for planned, copies in volumes:
+            with self._failing_alone(group, planned):
+                total = copies.spool.reserved if is_first else 0
+                precopy(planned.path, copies, self._check, self._counter("copying", planned, total))
+                readable.append((planned, copies))
+        return readable
 
     def _paused_ms(self) -> float:
         return self._frozen.paused_ms if self._frozen else 0.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,24 +14,29 @@ from sidecar import sets
 from sidecar.archive.index import IndexedFile, read_index
 from sidecar.errors import NotFound, ObjectMissing, SidecarError, StoreError
 from sidecar.plan import nearest
+from sidecar.report import Outcome
 from sidecar.stores.port import MEBIBYTE, Store
 
 # The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
 PRE_RESTORE = "pre-restore"
 
 _CHUNK = MEBIBYTE
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """The sets of all stores that answered. manifests: by set; holders: set -> names of the stores that have it.
 
-    errors: store -> what it answered instead.
+    errors: store -> what it answered instead. marks: set -> store -> what is noted there; unread: why some are not
+    known, one sentence each.
     """
 
     manifests: Mapping[str, sets.Manifest]
     holders: Mapping[str, tuple[str, ...]]
     errors: Mapping[str, SidecarError]
+    marks: Mapping[str, Mapping[str, sets.Marks]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def find(self, name: str, volumes: Sequence[str] = ()) -> sets.Manifest:
         """The set of that name; for `latest` the newest, that has the volumes, if one has.
@@ -48,20 +55,53 @@ class Catalogue:
             raise NotFound(f"there is no set {name!r}", hint=nearest(name, self.manifests, "`list` shows the sets"))
         return self.manifests[name]
 
+    def keep(self, set_name: str) -> bool:
+        """Whether one of the stores is to keep the set."""
+        return any(marks.keep for marks in self.marks.get(set_name, {}).values())
+
+    def damage(self, set_name: str) -> tuple[str, ...]:
+        """A sentence for each copy of the set that is known to be damaged."""
+        return tuple(
+            f"the copy of {set_name} in {store} is known to be damaged: {marks.damaged}"
+            for store, marks in self.marks.get(set_name, {}).items()
+            if marks.damaged
+        )
+
+    def verified(self, set_name: str) -> dict[str, Any] | None:
+        """The newest of the worst that verifications found, and the `stores` of which that was said; None for never."""
+        found = {store: marks.verified for store, marks in self.marks.get(set_name, {}).items() if marks.verified}
+        failed = {store: each for store, each in found.items() if each.outcome is Outcome.FAILED}
+        told = failed or found
+        if not told:
+            return None
+        newest = max(told.values(), key=lambda each: each.time)
+        return {
+            "time": newest.time,
+            "how": newest.how.value,
+            "outcome": newest.outcome.value,
+            "why": newest.why,
+            "stores": list(told),
+        }
+
 
 def read_catalogue(stores: Mapping[str, Store]) -> Catalogue:
     """Read every manifest of every store; one that fails is reported in `errors`."""
     manifests: dict[str, sets.Manifest] = {}
     holders: dict[str, tuple[str, ...]] = {}
     errors: dict[str, SidecarError] = {}
+    marked: list[tuple[str, str]] = []
     for name, store in stores.items():
         try:
-            for manifest in _manifests(store):
+            documents = documents_of_sets(store)
+            for manifest in _manifests(store, documents):
                 manifests[manifest.set] = manifest
                 holders[manifest.set] = (*holders.get(manifest.set, ()), name)
+                if sets.MARKS in documents.get(manifest.set, ()):
+                    marked.append((manifest.set, name))
         except SidecarError as error:
             errors[name] = error
-    return Catalogue(manifests, holders, errors)
+    marks, unread = _marks(stores, marked)
+    return Catalogue(manifests, holders, errors, marks, unread)
 
 
 def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str, Any]:
@@ -86,12 +126,13 @@ def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str,
                 "missing": {missing.volume: missing.why for missing in manifest.missing},
                 "changed_files": {v.volume: list(v.changed_files) for v in manifest.volumes if v.changed_files},
                 "tags": dict(manifest.tags),
-                "keep": False,
-                "verified": None,
+                "keep": catalogue.keep(manifest.set),
+                "verified": catalogue.verified(manifest.set),
                 "drilled": None,
             }
             for manifest in chosen
         ],
+        "warnings": list(catalogue.unread),
         "errors": {
             name: {"code": error.code, "message": error.message, "hint": error.hint}
             for name, error in catalogue.errors.items()
@@ -135,16 +176,54 @@ def answered(stores: Mapping[str, Store]) -> Catalogue:
     return catalogue
 
 
-def _manifests(store: Store) -> Iterator[sets.Manifest]:
+def documents_of_sets(store: Store) -> Mapping[str, frozenset[str]]:
+    """Set -> which of `manifest.json` and `marks.json` it has, in the order of sets; without the one it is none.
+
+    Raises StoreError.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
     for stored in store.list("backup-"):
         set_name, _, document = stored.key.partition("/")
-        if document != sets.MANIFEST or sets.set_time(set_name) is None:
-            continue
+        if document in (sets.MANIFEST, sets.MARKS) and sets.set_time(set_name) is not None:
+            found[set_name].add(document)
+    return {name: frozenset(documents) for name, documents in found.items() if sets.MANIFEST in documents}
+
+
+def _manifests(store: Store, set_names: Iterable[str]) -> Iterator[sets.Manifest]:
+    for set_name in set_names:
+        key = sets.manifest_key(set_name)
         try:
-            data = read_document(store, stored.key)
+            data = read_document(store, key)
         except ObjectMissing:  # pruned since it was listed
             continue
-        yield sets.Manifest.from_json(data, where=f"{store.location}/{stored.key}")
+        yield sets.Manifest.from_json(data, where=f"{store.location}/{key}")
+
+
+def _marks(
+    stores: Mapping[str, Store], marked: Sequence[tuple[str, str]]
+) -> tuple[dict[str, dict[str, sets.Marks]], tuple[str, ...]]:
+    """Of (set, store): what is noted there, and sentences for what cannot be read. Several requests at once."""
+
+    def read(each: tuple[str, str]) -> sets.Marks | str | None:
+        set_name, name = each
+        store, key = stores[name], sets.marks_key(set_name)
+        try:
+            return sets.Marks.from_json(read_document(store, key), where=f"{store.location}/{key}")
+        except ObjectMissing:  # as above
+            return None
+        except SidecarError as error:
+            told = f"whether {set_name} is kept or was verified is not known in {name}: {error.message}"
+            return "; ".join(filter(None, [told, error.hint]))
+
+    marks: dict[str, dict[str, sets.Marks]] = defaultdict(dict)
+    unread = []
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="marks") as pool:
+        for (set_name, name), found in zip(marked, pool.map(read, marked), strict=True):
+            if isinstance(found, str):
+                unread.append(found)
+            elif found:
+                marks[set_name][name] = found
+    return marks, tuple(unread)
 
 
 def _lines(store: Store, key: str) -> Iterator[bytes]:

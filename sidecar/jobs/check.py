@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from sidecar.archive.capture import measure
-from sidecar.archive.spool import DISK_RESERVE
+from sidecar.archive.spool import DISK_RESERVE, with_growth
 from sidecar.config import Settings
 from sidecar.engine.port import Engine
 from sidecar.errors import (
@@ -230,7 +230,7 @@ def _state(state: Path, token: str) -> Iterator[Finding]:
 
 
 def _room(state: Path, most: int | None, plan: Plan | None) -> Iterator[Finding]:
-    """Whether the spool has room for the largest group: that much is copied while its application stands still."""
+    """Whether the spool has room for the largest group, and for its growth while it is copied."""
     try:
         disk = os.statvfs(state)
     except OSError:  # it has been said that nothing can be written there
@@ -243,7 +243,7 @@ def _room(state: Path, most: int | None, plan: Plan | None) -> Iterator[Finding]
         needs[group.name] = 0
         for planned in group.volumes:
             try:
-                needs[group.name] += measure(planned.path)[1]
+                needs[group.name] += with_growth(measure(planned.path)[1])
             except SidecarError as error:
                 message = f"volume {planned.volume.name} will fail: {error.message}"
                 yield Finding("volumes", Verdict.WARNING, message, error.hint)

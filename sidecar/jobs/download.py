@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from isal import isal_zlib
 
+from sidecar.archive.index import Block
 from sidecar.archive.reader import Extract, Piece, read_blocks, unpacked
 from sidecar.archive.records import END_OF_ARCHIVE
 from sidecar.errors import ArchiveDamaged
@@ -28,18 +30,40 @@ class Archive:
     extract: Extract
 
 
+class Fetched(NamedTuple):
+    """A block's tar stream, proven; crc32: of the compressed bytes as the store gave them."""
+
+    raw: bytes
+    crc32: int
+
+
 def find_archive(store: Store, volume: SetVolume, wanted: Callable[[bytes], Extract]) -> Archive:
     """A volume's archive, once its index agrees with the manifest, and its length with both.
 
     wanted: says of an index (the whole object) what to take. Raises ArchiveDamaged, SetInvalid, StoreError.
     """
+    index = proven_index(store, volume)
+    stored = described_archive(store, volume, (each.block for each in read_blocks(index)))
+    return Archive(store, stored, wanted(index))
+
+
+def proven_index(store: Store, volume: SetVolume) -> bytes:
+    """The index (the whole object), which has the manifest's size and CRC32. Raises ArchiveDamaged, StoreError."""
     index = read_document(store, volume.index.key)
     if (len(index), f"{isal_zlib.crc32(index):08x}") != (volume.index.size, volume.index.crc32):
         raise ArchiveDamaged(f"{store.location}/{volume.index.key} is not what was written", hint=_OTHER_COPY)
+    return index
+
+
+def described_archive(store: Store, volume: SetVolume, blocks: Iterable[Block]) -> Stored:
+    """The archive, which has the lengths that the index's blocks and the manifest tell.
+
+    Raises ArchiveDamaged, SetInvalid, StoreError.
+    """
     length = raw_length = 0
-    for each in read_blocks(index):
-        length += each.block.length
-        raw_length += each.block.raw_length
+    for block in blocks:
+        length += block.length
+        raw_length += block.raw_length
     stored = store.head(volume.archive.key)
     if (length, raw_length) != (volume.archive.size, volume.raw_bytes) or stored.size != volume.archive.size:
         raise ArchiveDamaged(
@@ -47,7 +71,7 @@ def find_archive(store: Store, volume: SetVolume, wanted: Callable[[bytes], Extr
             f"and the manifest of {volume.archive.size}",
             hint=_OTHER_COPY,
         )
-    return Archive(store, stored, wanted(index))
+    return stored
 
 
 def tar_stream(archive: Archive, *, threads: int) -> Iterator[bytes]:
@@ -55,11 +79,24 @@ def tar_stream(archive: Archive, *, threads: int) -> Iterator[bytes]:
 
     Raises ArchiveDamaged, StoreError.
     """
+    blocks = (pieces[0].block for pieces in _by_block(archive.extract.pieces))
+    fetched = proven_blocks(archive.store, archive.stored, blocks, threads=threads)
+    for pieces, (raw, _) in zip(_by_block(archive.extract.pieces), fetched, strict=True):
+        whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
+        yield raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)
+    yield END_OF_ARCHIVE
+
+
+def proven_blocks(store: Store, stored: Stored, blocks: Iterable[Block], *, threads: int) -> Iterator[Fetched]:
+    """Blocks of an archive, in their order; at most `threads` + 1 are in memory.
+
+    Raises ArchiveDamaged, and StoreError, also when the object is replaced meanwhile.
+    """
     with ThreadPoolExecutor(threads, thread_name_prefix="download") as pool:
-        under_way: deque[Future[bytes]] = deque()
+        under_way: deque[Future[Fetched]] = deque()
         try:
-            for pieces in _by_block(archive.extract.pieces):
-                under_way.append(pool.submit(_fetch, archive, pieces))
+            for block in blocks:
+                under_way.append(pool.submit(_fetch, store, stored, block))
                 if len(under_way) > threads:
                     yield under_way.popleft().result()
             while under_way:
@@ -67,7 +104,6 @@ def tar_stream(archive: Archive, *, threads: int) -> Iterator[bytes]:
         finally:
             for future in under_way:
                 future.cancel()
-    yield END_OF_ARCHIVE
 
 
 def _by_block(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -82,14 +118,11 @@ def _by_block(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield together
 
 
-def _fetch(archive: Archive, pieces: Sequence[Piece]) -> bytes:
-    block, key = pieces[0].block, archive.stored.key
-    with archive.store.open(key, offset=block.offset, length=block.length, if_match=archive.stored.entity) as source:
+def _fetch(store: Store, stored: Stored, block: Block) -> Fetched:
+    with store.open(stored.key, offset=block.offset, length=block.length, if_match=stored.entity) as source:
         data = b"".join(iter(lambda: source.read(block.length), b""))
     try:
-        raw = unpacked(block, data)
+        return Fetched(unpacked(block, data), isal_zlib.crc32(data))
     except ArchiveDamaged as error:
-        error.message = f"{archive.store.location}/{key}: {error.message}"
+        error.message = f"{store.location}/{stored.key}: {error.message}"
         raise
-    whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
-    return raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)

@@ -1,7 +1,8 @@
 """The control API: HTTP over a Unix socket that only this container's root may open.
 
-POST /runs and /restores stream one JSON object a line until the job's `report` or an `error`; POST /cancel and GET
-/plan, /restores (what one would do), /sets and /status give one object. An error is `{"code", "message", "hint"}`.
+POST /runs, /restores and /verifications stream one JSON object a line until the job's `report` or an `error`; POST
+/cancel and /keep and GET /plan, /restores (what one would do), /sets and /status give one object. An error is
+`{"code", "message", "hint"}`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.errors import Busy, MountMissing, SidecarError
-from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest
+from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, VerifyRequest
 from sidecar.service.runs import Runs, Ticket
 
 _STATUS = {
@@ -42,6 +43,9 @@ _STATUS = {
 }
 _TICK_SECONDS = 0.1  # how often a follower is told of progress
 _CANCEL_SECONDS = 30.0  # how long to wait for a cancelled run to have thawed and aborted; it takes one or two
+
+# Keys of `status` that have no value before the daemon is ready.
+_UNKNOWN = ("next_run", "next_verify", "schedule", "last_run", "last_verify", "last_drill", "guard", "running")
 
 Crashed = Callable[[BaseException, str], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -70,7 +74,7 @@ class Door:
         await self.app(scope, receive, send)
 
     async def _status(self, _: Request) -> Response:
-        nothing = dict.fromkeys(("next_run", "schedule", "last_run", "last_verify", "last_drill", "guard", "running"))
+        nothing = dict.fromkeys(_UNKNOWN)
         why = "; ".join(filter(None, ["not started yet: " + self.why.message, self.why.hint]))
         empty: dict[str, Any] = {"last_good": {}, "pending": [], "waiting": [], "warnings": []}
         return _json(nothing | empty | {"state": "starting", "healthy": False, "why": why})
@@ -109,6 +113,8 @@ class ControlApi:
                 Route("/runs", self._answered(self._run), methods=["POST"]),
                 Route("/restores", self._answered(self._restore), methods=["POST"]),
                 Route("/restores", self._answered(self._restore_plan)),
+                Route("/verifications", self._answered(self._verify), methods=["POST"]),
+                Route("/keep", self._answered(self._keep), methods=["POST"]),
                 Route("/cancel", self._answered(self._cancel), methods=["POST"]),
                 Route("/plan", self._answered(self._plan)),
                 Route("/sets", self._answered(self._sets)),
@@ -138,6 +144,18 @@ class ControlApi:
         )
         return _json(await run_in_threadpool(self._jobs.restore_plan, wanted))
 
+    async def _verify(self, request: Request) -> Response:
+        wanted, no_wait = _verify_request(await request.body())
+        ticket = self._runs.submit(wanted, no_wait=no_wait)
+        return StreamingResponse(self._lines(ticket, ()), media_type="application/x-ndjson")
+
+    async def _keep(self, request: Request) -> Response:
+        wanted = _object(await request.body(), {"set", "keep"})
+        set_name, keep = wanted.get("set"), wanted.get("keep")
+        if not isinstance(set_name, str) or not isinstance(keep, bool):
+            raise _Usage("set is not a name, or keep not true or false")
+        return _json(await run_in_threadpool(self._jobs.keep, set_name, keep))
+
     async def _cancel(self, _: Request) -> Response:
         ticket, waiting = self._runs.cancel()
         done = asyncio.wrap_future(ticket.result)
@@ -161,7 +179,7 @@ class ControlApi:
         return _json(await run_in_threadpool(self._jobs.sets, *wanted))
 
     async def _status(self, _: Request) -> Response:
-        known_later: dict[str, Any] = {"last_verify": None, "last_drill": None, "guard": None}
+        known_later: dict[str, Any] = {"last_drill": None, "guard": None}
         return _json(self._runs.status() | self._facts() | known_later | {"warnings": list(self._warnings)})
 
     def _answered(self, endpoint: Endpoint) -> Endpoint:
@@ -243,6 +261,15 @@ def _restore_request(body: bytes) -> tuple[RestoreRequest, bool]:
     if not isinstance(safety, bool) or not isinstance(no_wait, bool):
         raise _Usage("safety or no_wait is not true or false")
     return RestoreRequest(set_name, _names(wanted), safety=safety, **texts), no_wait  # type: ignore[arg-type]
+
+
+def _verify_request(body: bytes) -> tuple[VerifyRequest, bool]:
+    """The request and whether it must not wait. Raises _Usage."""
+    wanted = _object(body, {"set", "how", "no_wait"})
+    set_name, how, no_wait = wanted.get("set", "latest"), wanted.get("how", "full"), wanted.get("no_wait", False)
+    if not isinstance(set_name, str) or how not in ("quick", "full") or not isinstance(no_wait, bool):
+        raise _Usage("set is not a name, how neither quick nor full, or no_wait not true or false")
+    return VerifyRequest(set_name, how), no_wait
 
 
 def _run_request(body: bytes) -> tuple[RunRequest, bool]:

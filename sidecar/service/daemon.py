@@ -36,20 +36,71 @@ _LITTLE = timedelta(hours=1)
 _TRY_AGAIN_EVERY = 15.0
 
 
-class Scheduler:
-    """Starts scheduled runs. now: the wall clock, aware. wait: sleep for so many seconds; true when told to stop."""
+class Timetable:
+    """When one schedule is due next; none where it is None. now: as it is made, aware.
+
+    fire: called with each time that has come due. expect: told of the next one, whenever that changes.
+    """
 
     def __init__(
-        self, schedule: Schedule | None, runs: Runs, *, now: Callable[[], datetime], wait: Callable[[float], bool]
+        self,
+        schedule: Schedule | None,
+        now: datetime,
+        *,
+        fire: Callable[[datetime], object],
+        expect: Callable[[datetime | None], None],
     ) -> None:
         self._schedule = schedule
-        self._runs = runs
+        self._fire = fire
+        self._expect = expect
+        self._fired: datetime | None = None
+        self._seen = now
+        self.next = schedule.next_after(now) if schedule else None
+        expect(self.next)
+
+    def look(self, moment: datetime) -> None:
+        """Fire what is due at this moment."""
+        if self._schedule is None or self.next is None:
+            return
+        before, self._seen = self._seen, moment
+        due = moment >= self.next
+        if due:
+            self._fired = moment
+            self._fire(self.next)
+        # A clock that was years ahead and is set right must not leave us waiting for that year; but one that is set
+        # back a little must not make the same run twice.
+        if due or moment < before:
+            just_fired = self._fired is not None and self._fired - _LITTLE < moment < self._fired
+            self.next = self._schedule.next_after(self._fired if self._fired and just_fired else moment)
+            self._expect(self.next)
+
+
+class Scheduler:
+    """Starts scheduled runs and verifications. now: the wall clock, aware. wait: so many seconds; true to stop."""
+
+    def __init__(
+        self,
+        schedule: Schedule | None,
+        runs: Runs,
+        *,
+        now: Callable[[], datetime],
+        wait: Callable[[float], bool],
+        verify: Schedule | None = None,
+    ) -> None:
         self._now = now
         self._wait = wait
-        self._fired: datetime | None = None
-        self._seen = now()
-        self.next_run = schedule.next_after(self._seen) if schedule else None
-        runs.expect(self.next_run)
+        self._runs = Timetable(schedule, now(), fire=runs.submit_scheduled, expect=runs.expect)
+        self._verifications = Timetable(verify, now(), fire=runs.verify_when_idle, expect=runs.expect_verification)
+
+    @property
+    def next_run(self) -> datetime | None:
+        """When the next scheduled run is due."""
+        return self._runs.next
+
+    @property
+    def next_verify(self) -> datetime | None:
+        """When the next scheduled verification is due."""
+        return self._verifications.next
 
     def run(self) -> None:
         """Until told to stop."""
@@ -57,24 +108,13 @@ class Scheduler:
             self._look()
 
     def _seconds(self) -> float:
-        left = (self.next_run - self._now()).total_seconds() if self.next_run else _LOOK_EVERY
-        return min(max(left, 0.0), _LOOK_EVERY)
+        left = [(due - self._now()).total_seconds() for due in (self.next_run, self.next_verify) if due]
+        return min(max(min(left, default=_LOOK_EVERY), 0.0), _LOOK_EVERY)
 
     def _look(self) -> None:
-        if self._schedule is None or self.next_run is None:
-            return
-        moment, before = self._now(), self._seen
-        self._seen = moment
-        due = moment >= self.next_run
-        if due:
-            self._fired = moment
-            self._runs.submit_scheduled(self.next_run)
-        # A clock that was years ahead and is set right must not leave us waiting for that year; but one that is set
-        # back a little must not make the same run twice.
-        if due or moment < before:
-            just_fired = self._fired is not None and self._fired - _LITTLE < moment < self._fired
-            self.next_run = self._schedule.next_after(self._fired if self._fired and just_fired else moment)
-            self._runs.expect(self.next_run)
+        # Runs first: a verification would only have to give way.
+        self._runs.look(self._now())
+        self._verifications.look(self._now())
 
 
 def serve(
@@ -148,18 +188,20 @@ def _serve(
         log,
         now=_now,
         schedule=settings.schedule,
+        verify_schedule=settings.verify_schedule,
         stores=settings.stores,
         remembered=memory.recall(),
         keep=memory.keep,
         clean=log.clean,
     )
     log.listen = runs.notice
-    scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within)
+    scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within, verify=settings.verify_schedule)
 
     def facts() -> dict[str, Any]:
         return {
             "schedule": settings.schedule.expression if settings.schedule else None,
             "next_run": rfc3339(scheduler.next_run) if scheduler.next_run else None,
+            "next_verify": rfc3339(scheduler.next_verify) if scheduler.next_verify else None,
         }
 
     door.app = ControlApi(runs, jobs, facts=facts, warnings=settings.warnings, crashed=crashed).app()

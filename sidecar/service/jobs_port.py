@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from sidecar.events import Follow
-from sidecar.report import RestoreReport, RunReport
+from sidecar.report import RestoreReport, RunReport, VerifyReport
 from sidecar.service.shipments import Shipment
 
 
@@ -51,6 +51,19 @@ class RestoreRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyRequest:
+    """One verification as it was asked for. set_name: a set's, or `latest`; how: `quick` or `full`."""
+
+    activity: ClassVar[str] = "verification"
+    state: ClassVar[str] = "verifying"
+
+    set_name: str = "latest"
+    how: str = "full"
+    trigger: str = "manual"
+    volumes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ShipRequest:
     """A set that is to be copied to a store that missed it, which the daemon does when nobody asks for anything."""
 
@@ -71,14 +84,14 @@ class Shipped:
 
 
 # What the daemon does one at a time. activity: what it is called; state: of `status --json` while it goes on.
-Request = RunRequest | RestoreRequest | ShipRequest
-Report = RunReport | RestoreReport
+Request = RunRequest | RestoreRequest | VerifyRequest | ShipRequest
+Report = RunReport | RestoreReport | VerifyReport
 
 
 class Jobs(Protocol):
     """What the product does.
 
-    Methods block and may be called from several threads; of `recover`, `backup` and `restore` one at a time.
+    Methods block and may be called from several threads; of `recover`, `backup`, `restore` and `verify` one at a time.
     """
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
@@ -109,6 +122,16 @@ class Jobs(Protocol):
 
     def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
         """The object of `restore --dry-run --json`: what a restore would do now. Raises what `restore` would refuse."""
+
+    def verify(self, request: VerifyRequest, follow: Follow, cancelled: threading.Event) -> VerifyReport:
+        """Read a set back, and note what was found.
+
+        Raises NotFound, a store's error when none can be asked, Interrupted once `cancelled` is set: nothing is noted
+        then. It emits `verify_finished` when it returns; the daemon emits it for whatever is raised.
+        """
+
+    def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
+        """Note that a set is kept from pruning, or not; the object of `keep --json`. Raises NotFound, SidecarError."""
 
     def plan(self) -> dict[str, Any]:
         """The object of `plan --json`: what a run would do now."""

@@ -1,8 +1,9 @@
 """What the daemon remembers across restarts: one small JSON document on the state volume.
 
 `{"format": 1, "last_run", "last_whole_run", "last_good": {volume: time}, "running", "due", "pending": [{"set", "store",
-"since", "attempts", "error"}]}`, replaced as a whole: a temporary name, fsync, rename. Losing it loses no backup, only
-what `status` can tell, whether a run was missed, and which sets a store is still to get.
+"since", "attempts", "error"}], "last_verify", "damaged": {"set", "why"}, "verify_due"}`, replaced as a whole: a
+temporary name, fsync, rename. Losing it loses no backup, only what `status` can tell, whether a run or a verification
+was missed, and which sets a store is still to get.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sidecar.service.shipments import Shipment
 
 FORMAT = 1
 _KEYS_OF_A_RUN = {"run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons", "trigger"}
+_KEYS_OF_A_VERIFICATION = {"set", "time", "how", "outcome", "why", "trigger"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,9 @@ class Remembered:
 
     last_run, last_whole_run: as `last_run` of `status --json`; the second is the last that no volumes were named for.
     last_good: volume -> RFC 3339 time. running: trigger, volumes and `since` of the run that goes on. due: when the
-    oldest scheduled run that has not begun is, or was, due (aware). pending: what stores missed.
+    oldest scheduled run that has not begun is, or was, due (aware). pending: what stores missed. last_verify: as in
+    `status --json`. damaged: `set` and `why` of the newest set, if it is known to be. verify_due: when the scheduled
+    verification that has not ended is, or was, due.
     """
 
     last_run: Mapping[str, Any] | None = None
@@ -39,6 +43,9 @@ class Remembered:
     running: Mapping[str, Any] | None = None
     due: datetime | None = None
     pending: tuple[Shipment, ...] = ()
+    last_verify: Mapping[str, Any] | None = None
+    damaged: Mapping[str, str] | None = None
+    verify_due: datetime | None = None
 
 
 class Memory:
@@ -72,6 +79,9 @@ class Memory:
             "running": remembered.running,
             "due": rfc3339(remembered.due) if remembered.due else None,
             "pending": [each.as_json() for each in remembered.pending],
+            "last_verify": remembered.last_verify,
+            "damaged": remembered.damaged,
+            "verify_due": rfc3339(remembered.verify_due) if remembered.verify_due else None,
         }
         try:
             replace_file(self._path, json.dumps(document).encode())
@@ -94,7 +104,11 @@ def _read(raw: bytes) -> Remembered:
         last_good={str(volume): rfc3339(_moment(time)) for volume, time in document["last_good"].items()},
         running=_running(document["running"]),
         due=_moment(document["due"]) if document["due"] is not None else None,
-        pending=tuple(_shipment(each) for each in document.get("pending", ())),  # an older version knew of none
+        # What older versions did not know of.
+        pending=tuple(_shipment(each) for each in document.get("pending", ())),
+        last_verify=_verification(document.get("last_verify")),
+        damaged=_damaged(document.get("damaged")),
+        verify_due=_moment(document["verify_due"]) if document.get("verify_due") is not None else None,
     )
 
 
@@ -119,6 +133,20 @@ def _running(document: Any) -> dict[str, Any] | None:
         "volumes": [str(each) for each in document["volumes"]],
         "since": document["since"],
     }
+
+
+def _verification(document: Any) -> dict[str, Any] | None:
+    if document is None:
+        return None
+    if not document.keys() >= _KEYS_OF_A_VERIFICATION:
+        raise ValueError("a verification lacks keys")
+    Outcome(document["outcome"])
+    _moment(document["time"])
+    return dict(document)
+
+
+def _damaged(document: Any) -> dict[str, str] | None:
+    return None if document is None else {"set": str(document["set"]), "why": str(document["why"])}
 
 
 def _shipment(document: Any) -> Shipment:

@@ -1,4 +1,4 @@
-"""One job at a time, a run or a restore: who asked, who waits, what became of it."""
+"""One job at a time, a run, a restore or a verification: who asked, who waits, what became of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from typing import Any
 
 from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFound, SidecarError, ThawFailed
 from sidecar.events import Emit, Progress
-from sidecar.report import Outcome, Reason, RestoreReport, RunReport, rfc3339
+from sidecar.report import Outcome, Reason, RestoreReport, RunReport, VerifyReport, rfc3339
 from sidecar.schedule import Schedule
-from sidecar.service.jobs_port import Jobs, Report, Request, RestoreRequest, RunRequest, Shipped, ShipRequest
+from sidecar.service.jobs_port import (
+    Jobs,
+    Report,
+    Request,
+    RestoreRequest,
+    RunRequest,
+    Shipped,
+    ShipRequest,
+    VerifyRequest,
+)
 from sidecar.service.memory import Remembered
 from sidecar.service.shipments import Shipment, Shipments
 
@@ -51,8 +60,13 @@ class Ticket:
 
     @property
     def gives_way(self) -> bool:
-        """Whether it is a shipment: it ends for whatever is asked for, and goes on later."""
-        return isinstance(self.request, ShipRequest)
+        """Whether nobody waits for it: it ends for whatever is asked for, and is done later."""
+        return isinstance(self.request, ShipRequest) or self.is_scheduled_verification
+
+    @property
+    def is_scheduled_verification(self) -> bool:
+        """Whether it was the schedule that asked for a verification."""
+        return isinstance(self.request, VerifyRequest) and self.request.trigger == "schedule"
 
     def follow(self, progress: Progress, /) -> None:
         """Take note of the run's progress; followers look at it in their own time."""
@@ -71,10 +85,11 @@ class Ticket:
 class Runs:
     """The queue of jobs and the thread that does them, one after another. `starting`: until that thread begins.
 
-    now: aware time. schedule: of the scheduled runs. stores: the names of those configured. remembered: of earlier
-    processes; keep: remembers for later ones, and must not raise. recover_every: seconds between attempts to recover;
-    look_every: between looks at the clock, which may be set, while a shipment is not due yet. clean: takes secrets out
-    of the text of an exception that nobody expected, because that goes into the report too.
+    now: aware time. schedule: of the scheduled runs; verify_schedule: of verifications. stores: the names of those
+    configured. remembered: of earlier processes; keep: remembers for later ones, and must not raise. recover_every:
+    seconds between attempts to recover; look_every: between looks at the clock, which may be set, while a shipment is
+    not due yet. clean: takes secrets out of the text of an exception that nobody expected, because that goes into the
+    report too.
     """
 
     def __init__(
@@ -84,6 +99,7 @@ class Runs:
         *,
         now: Callable[[], datetime],
         schedule: Schedule | None = None,
+        verify_schedule: Schedule | None = None,
         stores: Sequence[str] = (),
         remembered: Remembered | None = None,
         keep: Callable[[Remembered], None] = _forget_nothing,
@@ -112,8 +128,14 @@ class Runs:
         self._last_whole = remembered.last_whole_run
         self._last_good = dict(remembered.last_good)
         self._under_way: dict[str, Any] | None = None
-        self._missed = remembered.due if schedule and remembered.due and remembered.due <= now() else None
+        self._missed = _if_due(remembered.due, now()) if schedule else None
         self._next_due: datetime | None = None
+        self._last_verify = remembered.last_verify
+        self._damaged = remembered.damaged  # the newest set, while it is known to be
+        # Since when a scheduled verification has been due that has not come to its end, and when the next one is.
+        self._verify_owed = _if_due(remembered.verify_due, now()) if verify_schedule else None
+        self._verify_next: datetime | None = None
+        self._verifying = False  # a scheduled one goes on
         self._shipments = Shipments(remembered.pending)
         for shipment in self._shipments.drop_stores_but(stores):
             self._say_dropped(shipment, f"BACKUP_STORES does not name {shipment.store} any more")
@@ -147,6 +169,18 @@ class Runs:
         with self._changed:
             self._next_due = due
         self._remember()
+
+    def expect_verification(self, due: datetime | None) -> None:
+        """Take note of when the next scheduled verification is due: one that is missed is made up for, as a run is."""
+        with self._changed:
+            self._verify_next = due
+        self._remember()
+
+    def verify_when_idle(self, due: datetime) -> None:
+        """Verify the newest set as soon as nothing else is to be done; whatever is asked for meanwhile comes first."""
+        with self._changed:
+            self._verify_owed = self._verify_owed or due
+            self._changed.notify_all()
 
     def catch_up(self) -> Ticket | None:
         """Ask for one run in place of all scheduled ones that were missed while no daemon ran, if there were any."""
@@ -206,6 +240,7 @@ class Runs:
                 "why": why or self._why_healthy(),
                 "last_run": self._last,
                 "last_good": dict(sorted(self._last_good.items())),
+                "last_verify": self._last_verify,
                 "running": None
                 if running is None
                 else {
@@ -228,6 +263,8 @@ class Runs:
                 reasons = "; ".join(dict.fromkeys(reason["message"] for reason in last["reasons"]))
                 how = "failed" if last["outcome"] == Outcome.FAILED else f"was {last['outcome']}"
                 return f"{which} {how}" + (f": {reasons}" if reasons else "")
+        if self._damaged:
+            return f"the newest set, {self._damaged['set']}, is damaged: {self._damaged['why']}"
         owed = [each.due for each in (self._running, *self._waiting) if each and each.due]
         due = min([*owed, *filter(None, [self._missed, self._next_due])], default=None)
         if self._schedule and due and self._now() > self._schedule.overdue_after(due):
@@ -254,6 +291,10 @@ class Runs:
                     running=self._under_way,
                     due=min([*waiting, *filter(None, [self._missed, self._next_due])], default=None),
                     pending=self._shipments.pending,
+                    last_verify=self._last_verify,
+                    damaged=self._damaged,
+                    # One that kills the daemon must not be made again at every start.
+                    verify_due=(None if self._verifying else self._verify_owed) or self._verify_next,
                 )
             self._keep(remembered)
 
@@ -284,8 +325,10 @@ class Runs:
         with self._changed:
             if self._running is None:
                 raise NotFound("nothing is going on", hint="`status` shows how the last one ended")
-            if self._running.gives_way:
+            if isinstance(self._running.request, ShipRequest):
                 raise NotFound("only a shipment is going on", hint="it gives way to whatever is asked for")
+            if self._running.is_scheduled_verification:
+                self._verify_owed = None  # it is not to begin anew
             self._running.cancelled.set()
             return self._running, list(self._waiting)
 
@@ -334,7 +377,9 @@ class Runs:
         """The next ticket: a run's, or a shipment's when no run waits; None when the daemon stops."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping, self._patience())
+                self._changed.wait_for(
+                    lambda: self._waiting or self._stopping or (self._verify_owed and self._recovered), self._patience()
+                )
                 if self._stopping:
                     return None
                 if self._waiting:
@@ -344,6 +389,9 @@ class Runs:
                 shipment = self._shipments.next(self._now()) if self._recovered else None
                 if shipment:
                     self._running = Ticket(ShipRequest(shipment), asked=self._now())
+                    return self._running
+                if self._verify_owed and self._recovered:
+                    self._running = Ticket(VerifyRequest(trigger="schedule"), asked=self._now())
                     return self._running
             if not self._recovered:
                 self._recover_again()
@@ -361,8 +409,86 @@ class Runs:
         except SidecarError as exc:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
 
-    def _do(self, ticket: Ticket, request: RunRequest | RestoreRequest) -> Report:
-        return self._restore(ticket, request) if isinstance(request, RestoreRequest) else self._run(ticket, request)
+    def _do(self, ticket: Ticket, request: RunRequest | RestoreRequest | VerifyRequest) -> Report:
+        match request:
+            case RestoreRequest():
+                return self._restore(ticket, request)
+            case VerifyRequest():
+                return self._verify(ticket, request)
+        return self._run(ticket, request)
+
+    def _verify(self, ticket: Ticket, request: VerifyRequest) -> VerifyReport:
+        """The report of a verification. Raises the reason why there is none, which is logged."""
+        over = True
+        with self._changed:
+            self._verifying = ticket.is_scheduled_verification
+        self._remember()
+        try:
+            report = self._jobs.verify(request, ticket.follow, ticket.cancelled)
+        except Interrupted as exc:
+            over = not (ticket.gives_way and self._verify_owed)
+            if over:
+                self._not_verified(request, exc)
+            raise
+        except SidecarError as exc:
+            self._not_verified(request, exc)
+            raise
+        except BaseException as exc:
+            words = self._clean(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
+            error = SidecarError(f"the verification failed unexpectedly: {words}", hint=_LOOK_AT_LOG)
+            self._not_verified(request, error, trace=traceback.format_exc())
+            raise error from exc
+        else:
+            self._note_verified(report, request)
+            return report
+        finally:
+            with self._changed:
+                self._verifying = False
+                if over and ticket.is_scheduled_verification:
+                    self._verify_owed = None
+            self._remember()
+
+    def _note_verified(self, report: VerifyReport, request: VerifyRequest) -> None:
+        why = "; ".join(dict.fromkeys([*report.damaged.values(), *(reason.message for reason in report.reasons)]))
+        with self._changed:
+            self._last_verify = {
+                "set": report.set,
+                "time": rfc3339(self._now()),
+                "how": report.how,
+                "outcome": report.outcome.value,
+                "why": why,
+                "trigger": request.trigger,
+            }
+            if not report.newest:
+                return
+            if report.damaged:
+                self._damaged = {"set": report.set, "why": "; ".join(dict.fromkeys(report.damaged.values()))}
+            elif report.outcome is Outcome.GOOD:
+                self._damaged = None
+
+    def _not_verified(self, request: VerifyRequest, error: SidecarError, **fields: Any) -> None:
+        outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
+        with self._changed:
+            if outcome is Outcome.FAILED and not isinstance(error, NotFound):
+                self._last_verify = {
+                    "set": None if request.set_name == "latest" else request.set_name,
+                    "time": rfc3339(self._now()),
+                    "how": request.how,
+                    "outcome": outcome.value,
+                    "why": error.message,
+                    "trigger": request.trigger,
+                }
+        self._emit(
+            "verify_finished",
+            level=logging.ERROR,
+            set=request.set_name,
+            how=request.how,
+            outcome=outcome.value,
+            code=error.code,
+            error=error.message,
+            hint=error.hint,
+            **fields,
+        )
 
     def _restore(self, ticket: Ticket, request: RestoreRequest) -> RestoreReport:
         """The report of a restore. Raises the reason why nothing was touched, which is logged."""
@@ -430,6 +556,8 @@ class Runs:
         self._last = _short(report, request)
         if not request.volumes:
             self._last_whole = self._last
+        if report.set:
+            self._damaged = None  # there is a newer one
         self._shipments.ended(report, self._now())
         if any(reason.code == ThawFailed.code for reason in report.reasons):
             self._recovered = False  # the journal says whom; it is tried again until they run
@@ -537,6 +665,10 @@ class Runs:
 
 def _stopped() -> Interrupted:
     return Interrupted("the daemon was told to stop", hint="run it again once the container runs")
+
+
+def _if_due(moment: datetime | None, now: datetime) -> datetime | None:
+    return moment if moment and moment <= now else None
 
 
 def _short(report: RunReport, request: RunRequest) -> dict[str, Any]:

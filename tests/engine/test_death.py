@@ -344,7 +344,8 @@ def test_ctrl_c_ends_the_watching_and_not_the_run(sidecar: Sidecar, s3: S3, shop
     assert shop.is_paused()
     sidecar.release("frozen")
     wait_until(lambda: sidecar.sets()[:-1] == sets, "the run has ended in a set")
-    assert sidecar.events("run_finished")[-1]["outcome"] == "good"
+    (finished,) = wait_until(lambda: sidecar.events("run_finished"), "the run has said so")
+    assert finished["outcome"] == "good"
     assert_nothing_is_left(sidecar, s3, shop, sidecar.sets())
 
 

@@ -642,7 +642,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one(street: Street) -> Non
         (("list", wrong_set), 10, (wrong_set, f"did you mean {report['set']}")),
         (("list", "latest", wrong_volume), 10, (wrong_volume, f"did you mean {street.volume}")),
         (("list", "latest", street.volume, "*.exe"), 10, ("matches *.exe", f"`list latest {street.volume}` shows all")),
-        (("cancel",), 10, ("no run is going on", "`status`")),
+        (("cancel",), 10, ("nothing is going on", "`status`")),
         (("sidecar", "run-nwo"), 2, ("run-now",)),
         (("list", "--jsn"), 2, ("--json",)),
     ]

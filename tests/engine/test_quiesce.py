@@ -136,7 +136,11 @@ def test_who_asks_to_be_left_alone_runs_on_and_that_is_said(sidecar: Sidecar, ma
 def test_who_is_left_alone_and_writes_into_the_volume_makes_it_partial(
     sidecar: Sidecar, volume: str, start: Start
 ) -> None:
-    start("loose", "while :; do echo more >> /data/torn; done", quiesce="none")
+    # Large, so that it takes longer to read than until the next write.
+    writes = "head -c 300M /dev/zero > /data/torn; while :; do echo more >> /data/torn; done"
+    loose = start("loose", writes, quiesce="none")
+    written = lambda: int(docker("exec", loose, "stat", "-c", "%s", "/data/torn").out) > 300 << 20  # noqa: E731
+    wait_until(written, "it appends")
     sidecar.up(BACKUP_TEST_STAGE=None)
 
     report = sidecar.report(code=3)

@@ -295,7 +295,7 @@ def test_a_second_run_waits_its_turn_or_is_11_if_it_must_not(held: Sidecar) -> N
         assert "--no-wait" in busy.err
         status = held.verb("status", "--json").json()
         assert status["state"] == "running"
-        assert status["running"]["phase"] in ("freezing", "copying")
+        assert status["running"]["phase"] in ("freezing", "comparing")
         second = Run(["exec", held.name, "run-now"])
         wait_until(lambda: held.verb("status", "--json").json()["waiting"], "the second run waits")
     assert first.end().json()["outcome"] == "good"

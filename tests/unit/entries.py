@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from sidecar.archive.entry import Entry, Extent, Kind, Signature
+from sidecar.archive.entry import Entry, Extent, Kind, Range, Signature
 
 components = st.one_of(
     st.binary(min_size=1, max_size=255).filter(
@@ -41,7 +41,7 @@ def made_up(draw: st.DrawFn, largest: int = 3000) -> MadeUp:
     spool = b""
     entries, contents = [], {}
     for number, (path, kind, length) in enumerate(drawn):
-        data = bytes([number + 1]) * length  # so that a byte from another file shows
+        data = (bytes([number + 1, 100 + number]) * length)[:length]  # so that a byte from another place shows
         extents = None
         if kind in ("file", "sparse"):
             content = data
@@ -55,10 +55,20 @@ def made_up(draw: st.DrawFn, largest: int = 3000) -> MadeUp:
                 )
                 content = bytes(holes[0]) + data[:cut] + bytes(holes[1]) + data[cut:] + bytes(holes[2])
             contents[path] = content
+            cut = draw(st.integers(0, length))  # its data lies in two pieces, the second one first
+            second, first = Range(len(spool), length - cut), Range(len(spool) + length - cut, cut)
+            whole = cut in (0, length)
             entries.append(
-                Entry(path, Kind.FILE, _signature(len(content), number), extents=extents, position=len(spool))
+                Entry(
+                    path,
+                    Kind.FILE,
+                    _signature(len(content), number),
+                    extents=extents,
+                    position=len(spool) if whole else first.position,
+                    ranges=() if whole else (first, second),
+                )
             )
-            spool += data
+            spool += data if whole else data[cut:] + data[:cut]
         else:
             link = b"t" * (length % 150 + 1) if kind in (Kind.SYMLINK, Kind.HARD_LINK) else b""
             attributes = ((b"user.number", b"%d" % number),) if length % 2 else ()

@@ -28,10 +28,12 @@ from sidecar.report import (
     RunReport,
     StoreReport,
     Unprotected,
+    VerifiedVolume,
+    VerifyReport,
     VolumeReport,
 )
 from sidecar.service.daemon import serve
-from sidecar.service.jobs_port import RestoreRequest, RunRequest
+from sidecar.service.jobs_port import RestoreRequest, RunRequest, VerifyRequest
 
 MEBIBYTE = 1024 * 1024
 NAME_WITH_ESCAPES = "a\x1b[31m\nb\udcff.txt"
@@ -168,6 +170,27 @@ class PretendJobs:
         started = datetime(2026, 1, 2, 9, tzinfo=UTC)
         safety = "backup-20260102_085900" if request.safety else None
         return RestoreReport("x", SET["set"], outcome, started, 7333.0, 912.4, ("shop-db-1",), volumes, reasons, safety)
+
+    def verify(self, request: VerifyRequest, follow: Follow, cancelled: threading.Event) -> VerifyReport:
+        if request.set_name not in ("latest", SET["set"]):
+            raise NotFound(f"there is no set {request.set_name!r}", hint="`list` shows the sets")
+        follow(Progress("verifying", "shop_data", 1, 2))
+        volumes = (VerifiedVolume("s3", "shop_data", Outcome.GOOD, 5 * MEBIBYTE),)
+        started = datetime(2026, 1, 4, 5, tzinfo=UTC)
+        if not os.path.exists(self.gate):
+            return VerifyReport("v", SET["set"], request.how, Outcome.GOOD, started, 7333.0, True, volumes)
+        why, hint = "the block at 8388464 is not what was written", "another set may be whole"
+        volumes = (VerifiedVolume("s3", "shop_data", Outcome.FAILED, damaged=True, error=why, hint=hint),)
+        reasons = (Reason("archive_damaged", why, hint, "shop_data", "s3"),)
+        return VerifyReport(
+            "v", SET["set"], request.how, Outcome.FAILED, started, 7333.0, True, volumes, {"s3": why}, reasons
+        )
+
+    def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
+        if set_name != SET["set"]:
+            raise NotFound(f"there is no set {set_name!r}", hint="`list` shows the sets")
+        away = {"local": {"code": "store_unreachable", "message": "it is away", "hint": "mount it"}}
+        return {"set": set_name, "keep": wanted, "stores": ["s3"], "errors": away if os.path.exists(self.gate) else {}}
 
     def plan(self) -> dict[str, Any]:
         if os.path.exists(self.gate):

@@ -216,7 +216,7 @@ def test_all_dependents_are_frozen_while_files_are_read(shop: Shop) -> None:
     seen: list[list[str]] = []
 
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying":
+        if progress.phase == "comparing":
             seen.append(sorted(shop.frozen()))
 
     shop.run(follow=follow)
@@ -224,9 +224,79 @@ def test_all_dependents_are_frozen_while_files_are_read(shop: Shop) -> None:
     assert all(frozen == ["db", "files"] for frozen in seen)
 
 
+def test_files_are_copied_before_anything_is_frozen(shop: Shop) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying":
+            seen.append((str(progress.volume), shop.frozen()))
+
+    assert shop.run(follow=follow).outcome is Outcome.GOOD
+    assert seen == [("db", []), ("files", [])]
+
+
+def test_what_changes_after_it_was_copied_is_archived_as_it_was_when_frozen(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "freezing":
+            (shop.data("db") / "one" / "file").write_bytes(b"later")
+            (shop.data("db") / "two").write_bytes(b"new")
+            (shop.data("files") / "one" / "file").unlink()
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert shop.archive(report, "db") == {"./one/file": b"later", "./two": b"new"}
+    assert shop.archive(report, "files") == {}
+
+
+def test_a_spool_that_fills_up_while_files_are_copied_freezes_nobody(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying" and progress.volume == "db":
+            (shop.data("files") / "large").write_bytes(bytes(20_000))
+
+    shop.spool_most = 10_000
+    report = shop.run(follow=follow)
+    assert [reason.code for reason in report.reasons] == ["spool_full"]
+    assert shop.engine.names("pause") == []
+
+
+def test_a_run_told_to_stop_while_it_copies_freezes_nobody(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying":
+            shop.cancelled.set()
+
+    report = shop.run(follow=follow)
+    assert report.outcome is Outcome.INTERRUPTED
+    assert report.paused_ms == 0
+    assert shop.engine.names("pause") == []
+    assert shop.objects() == ["owner.json"]
+
+
+def test_a_volume_that_goes_away_while_others_are_copied_fails_alone_and_once(shop: Shop) -> None:
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying" and progress.volume == "db":
+            shop.data("files").rename(shop.directory / "gone")
+
+    report = shop.run(follow=follow)
+    assert [(v.volume, v.outcome) for v in report.volumes] == [("files", Outcome.FAILED), ("db", Outcome.GOOD)]
+    assert [reason.volume for reason in report.reasons] == ["files"]
+    assert shop.archive(report, "db") == {"./one/file": b"db" * 1000}
+
+
+def test_rounds_go_on_until_little_is_left_to_copy(shop: Shop) -> None:
+    rounds: list[int] = []
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "copying" and progress.volume == "files" and progress.done_bytes == 5000:
+            rounds.append(progress.done_bytes)
+
+    (shop.data("db") / "large").write_bytes(bytes(9_000_000))
+    assert shop.run(follow=follow).outcome is Outcome.GOOD
+    assert len(rounds) == 2
+
+
 def test_a_container_restarted_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying" and progress.volume == "files":
+        if progress.phase == "comparing" and progress.volume == "files":
             shop.engine.restart("db")
 
     report = shop.run(follow=follow)
@@ -240,7 +310,7 @@ def test_a_container_restarted_in_the_freeze_leaves_the_group_uncommitted(shop: 
 
 def test_a_new_writer_in_the_freeze_leaves_the_group_uncommitted(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying" and progress.volume == "files":
+        if progress.phase == "comparing" and progress.volume == "files":
             shop.engine.run("intruder", volumes={"db": "/x"})
 
     report = shop.run(follow=follow)
@@ -319,7 +389,7 @@ def test_a_spool_too_small_is_found_before_anything_is_frozen(shop: Shop) -> Non
 
 def test_a_run_told_to_stop_while_it_reads_thaws_and_stores_nothing(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying":
+        if progress.phase == "comparing":
             shop.cancelled.set()
 
     report = shop.run(follow=follow)
@@ -609,7 +679,7 @@ def test_a_run_told_to_stop_while_it_reads_runs_the_post_hooks(shop: Shop) -> No
     shop.add("dumper", "db", post=f"touch {shop.directory}/post")
 
     def follow(progress: Progress) -> None:
-        if progress.phase == "copying":
+        if progress.phase == "comparing":
             shop.cancelled.set()
 
     report = shop.run(follow=follow)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from sidecar.archive.capture import Capture, capture, measure
+from sidecar.archive.copies import Copies
 from sidecar.archive.entry import Entry, Kind
 from sidecar.archive.spool import SpoolSpace
 from sidecar.archive.writer import write_archive
@@ -82,7 +83,7 @@ def captured(
 ) -> Result:
     archive = io.BytesIO()
     with SpoolSpace(root.parent / "spool").new("v") as spool:
-        found = capture(os.fspath(root), spool, check, copied)
+        found = capture(os.fspath(root), Copies(spool), check, copied)
         write_archive(
             found,
             lambda block: archive.write(block) and None,
@@ -550,8 +551,10 @@ def test_a_missing_capability_is_named(volume: Path, name: str) -> None:
     (volume / name).chmod(0)
     space = SpoolSpace(volume.parent / "spool")
 
-    with space.new("v") as spool, nobody(volume), pytest.raises(VolumeUnreadable, match="Permission denied") as failed:
-        capture(".", spool, lambda: None, lambda _: None)
+    with space.new("v") as spool:
+        spool.reserve(MEBIBYTE)
+        with nobody(volume), pytest.raises(VolumeUnreadable, match="Permission denied") as failed:
+            capture(".", Copies(spool), lambda: None, lambda _: None)
 
     assert repr(f"./{name}") in failed.value.message
     assert "DAC_READ_SEARCH" in failed.value.hint
@@ -688,7 +691,7 @@ def test_check_is_asked_often_in_large_files_in_many_files_and_in_many_directori
         captured(root / name, count(name))
         (tmp_path / "volume" / "index").unlink()
     (tmp_path / "large").mkdir()
-    (tmp_path / "large" / "file").write_bytes(bytes(range(256)) * 4096 * 20)
+    (tmp_path / "large" / "file").write_bytes(bytes(range(256)) * 4096 * 80)
     captured(tmp_path / "large", count("large"))
 
     assert asked["empty files"] >= 1000 // 128
@@ -708,14 +711,14 @@ def test_copied_is_told_every_byte_as_it_goes(volume: Path, large: Path) -> None
 
 def test_a_spool_that_fills_up_on_the_way_is_not_called_an_unreadable_volume(volume: Path, large: Path) -> None:
     with SpoolSpace(volume.parent / "spool", most=5 * MEBIBYTE).new("v") as spool, pytest.raises(SpoolFull):
-        capture(os.fspath(volume), spool, lambda: None, lambda _: None)
+        capture(os.fspath(volume), Copies(spool), lambda: None, lambda _: None)
 
 
 def test_a_broken_spool_is_not_called_an_unreadable_volume(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pwrite", failing(errno.EIO, lambda *_: True, os.pwrite))
 
     with SpoolSpace(volume.parent / "spool").new("v") as spool, pytest.raises(SidecarError) as failed:
-        capture(os.fspath(volume), spool, lambda: None, lambda _: None)
+        capture(os.fspath(volume), Copies(spool), lambda: None, lambda _: None)
 
     assert not isinstance(failed.value, VolumeUnreadable)
     assert "spool" in failed.value.message

@@ -304,6 +304,7 @@ def test_json_of_a_plan_is_the_plan_with_what_the_daemon_knows(daemon: DaemonPro
 
     assert document["schedule"] == "0 3 * * *"
     assert document.pop("next_run").endswith("T03:00:00Z")
+    assert document.pop("next_verify").endswith("T05:00:00Z")
     assert document == PLAN | {"schedule": "0 3 * * *"}
 
 
@@ -320,7 +321,7 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     volumes = invoke(daemon, "list", "latest").stdout
     files = invoke(daemon, "list", "latest", "shop_data").stdout
 
-    assert "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3      reason=upgrade" in sets
+    assert "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                reason=upgrade" in sets
     assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
     assert "made on host-1, lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
@@ -399,6 +400,80 @@ def test_check_without_a_daemon_is_exit_code_1():
 
     assert done.exit_code == 1
     assert "no daemon answers" in done.stderr
+
+
+# --- verify, keep ----------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_set_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
+    done = invoke(daemon, "verify", "--quick")
+
+    assert done.exit_code == 0
+    assert "verifying shop_data\n" in done.stdout
+    assert re.search(r"^s3 +shop_data +whole +5.0 MiB$", done.stdout, re.MULTILINE)
+    assert "good: backup-20260102_030000, verified (quick) in 7.3 s" in done.stdout
+
+
+def test_a_damaged_set_says_what_is_wrong_and_what_to_do_and_leaves_with_1(daemon: DaemonProcess):
+    with gate_open(daemon):
+        done = invoke(daemon, "verify")
+        status = invoke(daemon, "status")
+        checked = invoke(daemon, "status", "--check")
+    invoke(daemon, "verify")
+
+    assert done.exit_code == 1
+    assert re.search(r"^s3 +shop_data +damaged", done.stdout, re.MULTILINE)
+    assert "failed: backup-20260102_030000, verified (full)" in done.stdout
+    assert "- the block at 8388464 is not what was written; another set may be whole" in done.stdout
+    assert "failed, backup-20260102_030000 (full): the block at 8388464 is not" in status.stdout
+    assert checked.exit_code == 1
+    assert checked.stdout.startswith("not healthy: the newest set, backup-20260102_030000, is damaged: the block")
+    assert invoke(daemon, "status", "--check").stdout.find("damaged") == -1
+
+
+def test_json_of_a_verification_is_one_object(daemon: DaemonProcess):
+    done = invoke(daemon, "verify", "latest", "--json")
+    document = json.loads(done.stdout)
+
+    assert (done.exit_code, document["how"], document["outcome"]) == (0, "full", "good")
+    assert document["volumes"][0].keys() >= {"store", "volume", "outcome", "bytes_read", "damaged", "error", "hint"}
+
+
+def test_a_set_that_does_not_exist_is_neither_verified_nor_kept(daemon: DaemonProcess):
+    for verb in ("verify", "keep", "unkeep"):
+        done = invoke(daemon, verb, "backup-19700101_000000")
+        assert (done.exit_code, done.stderr.partition("\n")[0]) == (
+            10,
+            "error: there is no set 'backup-19700101_000000'",
+        )
+
+
+def test_a_set_is_kept_and_a_store_in_which_that_could_not_be_noted_is_named(daemon: DaemonProcess):
+    kept = invoke(daemon, "keep", "backup-20260102_030000")
+    unkept = invoke(daemon, "unkeep", "backup-20260102_030000", "--json")
+    with gate_open(daemon):
+        partly = invoke(daemon, "keep", "backup-20260102_030000")
+
+    assert (kept.exit_code, kept.stdout) == (0, "backup-20260102_030000 is kept (noted in s3)\n")
+    assert (unkept.exit_code, json.loads(unkept.stdout)["keep"]) == (0, False)
+    assert partly.exit_code == 3
+    assert "- local: it is away; mount it" in partly.stdout
+
+
+def test_list_calls_a_damaged_set_damaged_and_says_when_it_was_verified_and_that_it_is_kept(capsys):
+    found = {"time": "2026-01-04T05:00:00Z", "how": "full", "outcome": "failed", "why": "a block", "stores": ["s3"]}
+    whole = {"set": "b", "verified": found | {"outcome": "good", "why": ""}, "keep": True}
+    words = Words(terminal=False)
+
+    words.listing({"sets": [SET | {"verified": found}, SET | whole]}, one_set=False)
+    words.listing({"sets": [SET | {"verified": found}]}, one_set=True)
+    words.listing({"sets": [SET | whole]}, one_set=True)
+
+    text = capsys.readouterr().out
+    assert re.search(r"^backup-20260102_030000 +damaged .*2026-01-04 05:00:00 UTC \(full\)", text, re.MULTILINE)
+    assert re.search(r"^b +good .*2026-01-04 05:00:00 UTC \(full\) .*\(kept\)$", text, re.MULTILINE)
+    assert "  DAMAGED in s3: a block\n" in text
+    assert "  verified 2026-01-04 05:00:00 UTC (full)\n  kept: it is never pruned\n" in text
 
 
 # --- cancel ----------------------------------------------------------------------------------------------------------

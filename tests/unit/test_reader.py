@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sidecar.archive import writer
 from sidecar.archive.blocks import plan_blocks
 from sidecar.archive.capture import capture, measure
+from sidecar.archive.copies import Copies
 from sidecar.archive.index import COLUMNS, Block
 from sidecar.archive.reader import Extract, everything, matching, read_blocks, unpacked
 from sidecar.archive.records import END_OF_ARCHIVE
@@ -36,7 +37,7 @@ class Archive:
         blocks: list[bytes] = []
         with SpoolSpace(directory / "spool").new("v") as spool:
             spool.reserve(measure(str(tree))[1])
-            captured = capture(str(tree), spool, lambda: None, lambda _: None)
+            captured = capture(str(tree), Copies(spool), lambda: None, lambda _: None)
             writer.write_archive(
                 captured,
                 blocks.append,

@@ -1038,6 +1038,13 @@ class Times:
         self.clock = clock
         self.asked: list[datetime] = []
         self.expected: list[datetime | None] = []
+        self.verified: list[datetime] = []
+
+    def verify_when_idle(self, due: datetime) -> None:
+        self.verified.append(due)
+
+    def expect_verification(self, due: datetime | None) -> None:
+        pass
 
     def submit_scheduled(self, due: datetime) -> None:
         assert due == self.expected[-1]

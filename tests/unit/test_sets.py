@@ -316,6 +316,57 @@ def test_an_owner_that_is_not_text_is_no_owner(engine: object) -> None:
         sets.owner_of(json.dumps({"format": 1, "engine": engine, "host": "h"}).encode())
 
 
+# --- marks.json ------------------------------------------------------------------------------------------------------
+
+VERDICTS = st.none() | st.builds(
+    sets.Verified,
+    texts,
+    st.sampled_from(sets.How),
+    st.just(Outcome.FAILED),
+    texts.filter(bool),
+)
+GOOD = sets.Verified("2026-04-05T05:02:11Z", sets.How.FULL, Outcome.GOOD)
+
+
+@given(st.booleans(), VERDICTS | st.just(GOOD), st.dictionaries(st.just("drilled") | st.just("colour"), texts))
+def test_marks_are_read_back_as_they_were_written_with_what_this_version_does_not_know(
+    keep: bool, verified: sets.Verified | None, others: dict[str, str]
+) -> None:
+    marks = sets.Marks(keep, verified, {"drilled": None} | others)
+
+    assert sets.Marks.from_json(marks.to_json(), where="x/marks.json") == marks
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keep": "yes"},
+        {"keep": None},
+        {"verified": []},
+        {"verified": {"time": "2026", "how": "slowly", "outcome": "good", "why": ""}},
+        {"verified": {"time": "2026", "how": "full", "outcome": "partial", "why": "x"}},
+        {"verified": {"time": "2026", "how": "full", "outcome": "failed", "why": ""}},
+        {"verified": {"time": "2026", "how": "full", "outcome": "good", "why": "x"}},
+        {"verified": {"time": "2026", "how": "full", "outcome": "good"}},
+        {"format": 2},
+    ],
+)
+def test_marks_that_make_no_sense_are_refused_and_nothing_else_is_raised(change: dict[str, object]) -> None:
+    document = json.loads(sets.Marks(True, GOOD).to_json()) | change
+
+    with pytest.raises(SetInvalid) as caught:
+        sets.Marks.from_json(json.dumps(document).encode(), where="x/marks.json")
+    assert caught.value.hint
+
+
+def test_every_truncation_of_marks_is_refused_and_nothing_else_is_raised() -> None:
+    body = sets.Marks(True, GOOD).to_json().rstrip(b"\n")
+
+    for length in range(len(body)):
+        with pytest.raises(SetInvalid):
+            sets.Marks.from_json(body[:length], where="x/marks.json")
+
+
 # --- secrets in driver options ---------------------------------------------------------------------------------------
 
 
@@ -637,7 +688,7 @@ def test_the_documented_keys_are_those_of_the_set_in_the_examples() -> None:
         volume.index.key,
         sets.recover_key(manifest.set),
         sets.manifest_key(manifest.set),
-        f"{manifest.set}/marks.json",
+        sets.marks_key(manifest.set),
     ]
 
 
@@ -694,3 +745,12 @@ def test_the_documented_owner_is_what_the_code_writes() -> None:
     names = (document["engine"], document["host"], since, document["state"])
     assert sets.owner_document(*names).decode() == example("owner.json") + "\n"
     assert document["engine"] == documented_manifest().engine
+
+
+def test_the_documented_marks_are_what_the_code_writes_and_every_key_is_documented() -> None:
+    marks = sets.Marks.from_json(example("marks.json").encode(), where="docs/FORMAT.md")
+    table = FORMAT_PAGE.partition("\n## marks.json")[2].partition("| Key |")[2]
+
+    assert marks.to_json().decode() == example("marks.json") + "\n"
+    for key in {*json.loads(marks.to_json()), *json.loads(marks.to_json())["verified"]} - {"format", "kind"}:
+        assert f"`{key}`" in table

@@ -21,11 +21,7 @@ MEBIBYTE = 1024 * 1024
 
 
 def fill(spool: Spool, content: bytes) -> None:
-    while content:
-        room = spool.room(len(content))
-        room[:] = content[: len(room)]
-        spool.filled(len(room))
-        content = content[len(room) :]
+    spool.write(memoryview(content), spool.allot(len(content)))
 
 
 def read(spool: Spool, position: int, lengths: list[int]) -> list[bytes]:
@@ -34,31 +30,53 @@ def read(spool: Spool, position: int, lengths: list[int]) -> list[bytes]:
     return [bytes(view) for view in views]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    buffer=st.integers(1, 64),
-    writes=st.lists(st.binary(min_size=1, max_size=200), max_size=20),
-    reads=st.lists(st.tuples(st.integers(0, 3000), st.lists(st.integers(1, 40), min_size=1, max_size=40)), max_size=5),
+    buffer=st.integers(8, 64),
+    rooms=st.lists(st.integers(1, 200), min_size=1, max_size=8),
+    writes=st.lists(
+        st.tuples(st.sampled_from(["write", "put"]), st.integers(0, 7), st.integers(0, 199), st.binary(max_size=200)),
+        max_size=30,
+    ),
+    reads=st.lists(st.tuples(st.integers(0, 1500), st.lists(st.integers(1, 40), min_size=1, max_size=40)), max_size=5),
 )
-def test_what_was_written_is_read_back_from_any_position_into_any_pieces(
-    tmp_path_factory: pytest.TempPathFactory, buffer: int, writes: list[bytes], reads: list[tuple[int, list[int]]]
+def test_what_was_written_last_is_read_back_from_any_position_into_any_pieces(
+    tmp_path_factory: pytest.TempPathFactory,
+    buffer: int,
+    rooms: list[int],
+    writes: list[tuple[str, int, int, bytes]],
+    reads: list[tuple[int, list[int]]],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spool_module, "BUFFER", buffer)
-        patch.setattr(spool_module, "_IOV_MAX", 3)
+        for name, value in {"BUFFER": buffer, "_IOV_MAX": 3, "_PAGE": 8, "_LARGE": 8}.items():
+            patch.setattr(spool_module, name, value)
         with SpoolSpace(tmp_path_factory.getbasetemp() / "spool").new("v") as spool:
-            positions = []
-            for content in writes:
-                positions.append(spool.position)
-                fill(spool, content)
+            positions = [spool.allot(length) for length in rooms]
+            expected = bytearray(spool.end)
+            for how, number, offset, content in writes:
+                room = number % len(rooms)
+                data = content[: max(0, rooms[room] - offset)]
+                position = positions[room] + offset
+                expected[position : position + len(data)] = data
+                if how == "put":
+                    spool.flush()
+                getattr(spool, how)(memoryview(data), position)
             spool.flush()
-            whole = b"".join(writes)
 
-            assert spool.position == len(whole)
-            assert [read(spool, p, [len(w)]) for p, w in zip(positions, writes, strict=True)] == [[w] for w in writes]
-            for position, lengths in reads:
-                if position + sum(lengths) <= len(whole):
-                    assert b"".join(read(spool, position, lengths)) == whole[position : position + sum(lengths)]
+            for position, lengths in [(0, [len(expected)]), *reads]:
+                if position + sum(lengths) <= len(expected):
+                    assert b"".join(read(spool, position, lengths)) == expected[position : position + sum(lengths)]
+
+
+def test_rooms_do_not_overlap_and_large_ones_begin_on_a_page(tmp_path: Path) -> None:
+    with SpoolSpace(tmp_path / "spool").new("v") as spool:
+        lengths = [10, 20, 100_000, 5, 4096, 70_000]
+        positions = [spool.allot(length) for length in lengths]
+
+    ends = [position + length for position, length in zip(positions, lengths, strict=True)]
+    assert all(end <= position for end, position in zip(ends, positions[1:], strict=False))
+    assert [position % 4096 for position, length in zip(positions, lengths, strict=True) if length > 65536] == [0, 0]
+    assert positions[1] == 10  # small ones lie close together, and are written together
 
 
 def test_short_reads_of_the_disk_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

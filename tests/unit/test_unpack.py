@@ -328,6 +328,29 @@ def test_what_cannot_be_moved_away_leaves_the_volume_as_it_was(
     assert not (volume / STAGING).exists()
 
 
+def test_it_stays_until_the_other_end_is_closed_so_that_the_volume_stays_mounted(volume: Path, stream: bytes) -> None:
+    reader, writer = os.pipe()
+    words, said = Words(), threading.Event()
+
+    def say(word: Word, **_: str) -> None:
+        words.append(word)
+        if word is Word.EXCHANGED:
+            said.set()
+
+    work = threading.Thread(target=restore_into, args=(str(volume), Expected(len(stream), 5), reader, say))
+    work.start()
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(stream + GO)
+        pipe.flush()
+        assert said.wait(30)
+        settle(str(volume), words)  # which need not wait for it
+        assert work.is_alive()
+    work.join(30)
+    assert not work.is_alive()
+    os.close(reader)
+    assert words[-1] is Word.CLEAN
+
+
 def test_a_second_restore_of_the_same_volume_waits_for_the_first(volume: Path, stream: bytes) -> None:
     reader, writer = os.pipe()
     first, second = Words(), Words()
@@ -361,12 +384,18 @@ def test_a_second_restore_of_the_same_volume_waits_for_the_first(volume: Path, s
 
 def merged(root: Path, data: bytes) -> None:
     reader, writer = os.pipe()
-    with os.fdopen(writer, "wb") as pipe:
-        feeder = threading.Thread(target=lambda: (pipe.write(data + GO), pipe.flush()))
-        feeder.start()
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as pipe, suppress(BrokenPipeError):
+            pipe.write(data + GO)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    try:
         restore_into(str(root), Expected(len(data), 5, merge=True), reader, Words())
+    finally:
+        os.close(reader)
         feeder.join()
-    os.close(reader)
 
 
 def test_of_some_files_each_replaces_its_namesake_and_all_else_stays(volume: Path, stream: bytes) -> None:

@@ -33,11 +33,7 @@ NEVER: Callable[[], None] = lambda: None  # noqa: E731
 
 def spooled(space: SpoolSpace, content: bytes) -> Spool:
     spool = space.new("v")
-    while content:
-        room = spool.room(len(content))
-        room[:] = content[: len(room)]
-        spool.filled(len(room))
-        content = content[len(room) :]
+    spool.write(memoryview(content), spool.allot(len(content)))
     spool.flush()
     return spool
 

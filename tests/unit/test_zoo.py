@@ -62,12 +62,12 @@ class Zoo:
         return expected
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+@pytest.fixture(scope="module", params=["copied in the freeze", "copied before"])
+def zoo(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Zoo:
     here = tmp_path_factory.mktemp("zoo")
     build_zoo(here / "volume")
     with no_descriptor_left():
-        packed = pack(here / "volume", here / "set")
+        packed = pack(here / "volume", here / "set", settled=request.param == "copied before")
     return Zoo(here / "volume", describe(here / "volume"), packed)
 
 

@@ -11,13 +11,15 @@ import re
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.archive.capture import Capture, capture
+from sidecar.archive.capture import Capture, capture, precopy, sync
+from sidecar.archive.copies import Copies
 from sidecar.archive.index import IndexedBlock
 from sidecar.archive.spool import SpoolSpace
 from sidecar.archive.writer import ArchiveSummary, read_index_file, write_archive
@@ -42,12 +44,19 @@ class Packed:
         return list(read_index_file(self.index))
 
 
-def pack(root: Path, to: Path, *, check: Callable[[], None] = lambda: None) -> Packed:
-    """Capture `root` and write its archive and index into `to`, as a backup does."""
+def pack(root: Path, to: Path, *, check: Callable[[], None] = lambda: None, settled: bool = False) -> Packed:
+    """Capture `root` and write its archive and index into `to`, as a backup does.
+
+    settled: it has been copied before, a minute after it was last touched.
+    """
     to.mkdir(exist_ok=True)
     archive, index = to / "v.tar.gz", to / "v.index.jsonl.gz"
     with SpoolSpace(to / "spool").new("v") as spool, archive.open("wb") as out:
-        captured = capture(os.fspath(root), spool, check, lambda _: None)
+        copies = Copies(spool)
+        if settled:
+            sync(os.fspath(root), copies, time.time_ns() + 3600 * 10**9)
+            precopy(os.fspath(root), copies, check, lambda _: None)
+        captured = capture(os.fspath(root), copies, check, lambda _: None)
         summary = write_archive(
             captured, lambda block: _write(out, block), index, volume="v", set_name="s", level=2, threads=2, check=check
         )
@@ -60,10 +69,22 @@ def _write(out: Any, block: bytes) -> None:
 
 @contextmanager
 def no_descriptor_left() -> Any:
-    """The process has no open descriptor after the body that it had not before; what others close does not matter."""
-    before = set(os.listdir("/proc/self/fd"))
+    """The process has the same files and directories open after the body as before.
+
+    Sockets do not count: servers of other tests in this process close theirs when they like.
+    """
+    before = _open_files()
     yield
-    assert set(os.listdir("/proc/self/fd")) <= before
+    left = {number: path for number, path in _open_files().items() if before.get(number) != path}
+    assert not left, f"still open: {left}"
+
+
+def _open_files() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that the list was read from
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return {number: path for number, path in found.items() if not path.startswith("socket:")}
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------------

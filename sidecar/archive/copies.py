@@ -1,0 +1,352 @@
+"""The copies of a volume's files in its spool, brought up to date as often as wanted: pre-copy, as in live migration.
+
+Each walk brings every file that it meets: what is settled and has not changed is not read again; of any other file only
+the chunks whose hash has moved are written. While the application runs that is done in rounds, which find less and less
+to write; once more while it is frozen, and the copies are the files.
+
+A file's data (holes left out) is one stream, cut into chunks, whatever the file looked like when it was copied before:
+a chunk that holds the same bytes is kept, and any other is written, so that files that grow or shrink and holes that
+move are nothing special. Copies are known by inode, because files and directories are renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, wait
+from dataclasses import dataclass
+from itertools import islice
+
+from xxhash import xxh3_128_digest
+
+from sidecar.archive import filesystem
+from sidecar.archive.entry import Entry, Extent, Kind, Range, Signature
+from sidecar.archive.settled import MARGIN_NS, keeps_times, settled
+from sidecar.archive.spool import Spool
+
+CHUNK = 32 * 1024  # databases write pages of 4 to 16 KiB; smaller chunks cost more hashing than they save writing
+SLICE = 32 * CHUNK  # read at once
+_HASH = 16
+_SECTOR = 512  # the unit of st_blocks, whatever the file system's block is
+
+READERS = 2  # nearly all of it is copying from the page cache, which memory bounds; tried on two cores only
+_SHARE = 4  # slices: what one reader compares at a time; files of no more are not shared
+
+_MOST_ROUNDS = 6
+_LITTLE = 8 * 1024 * 1024  # bytes: written in a few milliseconds
+_SHRINKS = 0.7  # of the round before, or another one would not become shorter
+_LONG = 300.0  # seconds
+
+
+def another_round(written: Sequence[int], seconds: float) -> bool:
+    """Whether one more round pays before the freeze. Pure.
+
+    written: bytes written by each round so far; seconds: that they took in all, the first one left out.
+    """
+    if len(written) < 2:
+        return not written or written[0] > _LITTLE
+    shrinks = written[-1] < _SHRINKS * written[-2]
+    return written[-1] > _LITTLE and shrinks and len(written) < _MOST_ROUNDS and seconds < _LONG
+
+
+_Slice = tuple[int, list[tuple[int, int]]]  # where it begins in the stream; offsets and lengths in the file
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy in the spool. hashes: of the bytes there, chunk by chunk from the first on; none if it is settled."""
+
+    entry: Entry
+    settled: bool
+    hashes: bytearray
+
+
+class Copies:
+    """What a spool holds of one volume. written: bytes put there by the walk that goes on, or went last."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.written = 0
+        self._known: dict[tuple[int, int], _Copy] = {}
+        self._synced_ns: int | None = None
+        self._device = -1
+        self._buffers = [memoryview(bytearray(SLICE)) for _ in range(READERS)]
+
+    def sync(self, root: int, now_ns: int) -> None:
+        """Write out what the volume's file system holds back, so that what is read from now on may count as settled.
+
+        root: the open directory. Does nothing where that is of no use: on file systems whose times do not tell, and
+        within a minute of the last time, when hardly any file can have come of age. A disk that fails to write makes
+        every file hot, and is no error here.
+        """
+        if self._synced_ns is not None and now_ns - self._synced_ns < MARGIN_NS:
+            return
+        self._synced_ns = None
+        try:
+            if not keeps_times(filesystem.type_of(root)):
+                return
+            filesystem.syncfs(root)
+        except OSError:
+            return
+        self._synced_ns = now_ns
+        self._device = os.fstat(root).st_dev
+
+    def unchanged(self, status: os.stat_result, *, last: bool) -> Entry | None:
+        """The entry of a file of this status whose copy is what it holds, known without reading it; else None.
+
+        last: nothing is brought after this, and the copy is given away.
+        """
+        identity = (status.st_dev, status.st_ino)
+        known = self._known.get(identity)
+        if known is None or not known.settled:
+            return None
+        # As signature_of has it, without making one: this is asked for every file inside the freeze.
+        if known.entry.signature != (
+            status.st_ino,
+            status.st_size,
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+        ):
+            return None
+        if last:
+            del self._known[identity]
+        return known.entry
+
+    def bring(
+        self,
+        descriptor: int,
+        before: os.stat_result,
+        path: bytes,
+        attributes: tuple[tuple[bytes, bytes], ...],
+        read: Callable[[int], None],
+        last_readers: Executor | None,
+    ) -> tuple[Entry, bool]:
+        """Make the spool hold what an open regular file holds; the entry, and whether the file stood still meanwhile.
+
+        before: its status, taken before anything else of it was read. Exactly as many bytes are read as that says;
+        zeros stand for what is no longer there. read: told bytes as they are read; raises to stop. last_readers: given
+        when nothing is brought after this; they share the reading of large files. Raises OSError of the volume,
+        SpoolFull.
+        """
+        identity = (before.st_dev, before.st_ino)
+        known = self._known.pop(identity, None)  # until it is whole again, nobody may take it for the file
+        size = before.st_size
+        extents = data_extents(descriptor, size) if before.st_blocks * _SECTOR < size else None
+        runs = (Extent(0, size),) if extents is None else extents
+        hashes = known.hashes if known else bytearray()
+        ranges = self._room(known, sum(run.length for run in runs), hashes)
+        signature = signature_of(before)
+        old = self._synced_ns is not None and before.st_dev == self._device and settled(signature, self._synced_ns)
+        stream = _Stream(descriptor, ranges, hashes, hashing=not (old or last_readers))
+        if last_readers and sum(run.length for run in runs) > _SHARE * SLICE:
+            whole = self._bring_shared(stream, runs, read, last_readers)
+        else:
+            whole = True
+            for piece in _slices(runs):
+                whole = self._noted(stream.bring([piece], self._buffers, self.spool.write), read) and whole
+        still = same(os.fstat(descriptor), before) and whole
+        entry = Entry(
+            path,
+            Kind.FILE,
+            signature,
+            b"",
+            attributes,
+            (0, 0),
+            extents,
+            ranges[0].position if ranges else 0,
+            ranges if len(ranges) > 1 else (),
+        )
+        if not last_readers:
+            self._known[identity] = _Copy(entry, old and still, bytearray() if old and still else hashes)
+        return entry, still
+
+    def _room(self, known: _Copy | None, length: int, hashes: bytearray) -> tuple[Range, ...]:
+        """Room for `length` bytes: what the copy has, cut off or with more behind it.
+
+        Forgets the hashes of what is not there any more.
+        """
+        ranges = []
+        have = 0
+        for position, most in known.entry.spooled if known else ():
+            if run := min(most, length - have):
+                ranges.append(Range(position, run))
+                have += run
+        del hashes[-(-have // CHUNK) * _HASH :]
+        if have < length:
+            ranges.append(Range(self.spool.allot(length - have), length - have))
+        return tuple(ranges)
+
+    def _bring_shared(
+        self, stream: _Stream, runs: Sequence[Extent], read: Callable[[int], None], readers: Executor
+    ) -> bool:
+        """All slices, by several readers at once; whether the file still had all bytes. No reader goes on after it."""
+        self.spool.flush()  # what is held back must not come after what is put at once
+        slices = _slices(runs)
+        under_way = []
+        whole = True
+        try:
+            while batch := list(islice(slices, _SHARE)):
+                under_way.append(readers.submit(stream.bring, batch, self._buffers, self.spool.put))
+            for future in under_way:
+                whole = self._noted(future.result(), read) and whole
+        finally:
+            for future in under_way:
+                future.cancel()
+            wait(under_way)
+        return whole
+
+    def _noted(self, brought: tuple[int, int, bool], read: Callable[[int], None]) -> bool:
+        length, written, whole = brought
+        self.written += written
+        read(length)
+        return whole
+
+
+@dataclass(slots=True)
+class _Stream:
+    """The data of one open file, on its way into its ranges of the spool. hashing: chunks without a hash get one."""
+
+    descriptor: int
+    ranges: tuple[Range, ...]
+    hashes: bytearray
+    hashing: bool
+
+    def bring(
+        self, slices: Iterable[_Slice], buffers: list[memoryview], write: Callable[[memoryview, int], None]
+    ) -> tuple[int, int, bool]:
+        """Bring some slices: bytes read, bytes written, and whether the file still had all of them.
+
+        buffers: one for each thread that is at it.
+        """
+        buffer = buffers.pop()
+        length = written = 0
+        whole = True
+        try:
+            for at, pieces in slices:
+                there, view = _read(self.descriptor, pieces, buffer)
+                length += len(view)
+                whole = whole and there
+                for start, end in self._different(view, at):
+                    self._write(view[start:end], at + start, write)
+                    written += end - start
+        finally:
+            buffers.append(buffer)
+        return length, written, whole
+
+    def _different(self, view: memoryview, at: int) -> Iterator[tuple[int, int]]:
+        """Where the view, which is the stream from `at` on, holds other bytes than the spool; notes the new hashes."""
+        start = 0
+        for offset in range(0, len(view), CHUNK):
+            chunk = view[offset : offset + CHUNK]
+            place = (at + offset) // CHUNK * _HASH
+            known = self.hashes[place : place + _HASH]
+            if not known and not self.hashing:
+                continue
+            found = xxh3_128_digest(chunk)
+            if found != known:
+                self.hashes[place : place + _HASH] = found
+                continue
+            if start < offset:
+                yield start, offset
+            start = offset + len(chunk)
+        if start < len(view):
+            yield start, len(view)
+
+    def _write(self, data: memoryview, at: int, write: Callable[[memoryview, int], None]) -> None:
+        """Put bytes that begin at `at` in the stream where they belong in the spool."""
+        for position, length in self.ranges:
+            if at < length:
+                run = min(len(data), length - at)
+                write(data[:run], position + at)
+                data = data[run:]
+                if not data:
+                    return
+                at = length
+            at -= length
+
+
+def _slices(runs: Iterable[Extent]) -> Iterator[_Slice]:
+    """The stream cut at every SLICE bytes: where each slice begins, and the offsets and lengths in the file."""
+    at = 0
+    room = SLICE
+    pieces = []
+    for offset, length in runs:
+        done = 0
+        while done < length:
+            piece = min(length - done, room)
+            pieces.append((offset + done, piece))
+            done += piece
+            room -= piece
+            if not room:
+                yield at, pieces
+                at += SLICE
+                room = SLICE
+                pieces = []
+    if pieces:
+        yield at, pieces
+
+
+def _read(descriptor: int, pieces: list[tuple[int, int]], buffer: memoryview) -> tuple[bool, memoryview]:
+    """The bytes of these pieces, with zeros for what is no longer there, which the first value tells."""
+    whole = True
+    filled = 0
+    for offset, length in pieces:
+        end = filled + length
+        while filled < end:
+            got = os.preadv(descriptor, (buffer[filled:end],), offset + length - (end - filled))
+            if got == 0:
+                buffer[filled:end] = bytes(end - filled)
+                whole = False
+                break
+            filled += got
+        filled = end
+    return whole, buffer[:filled]
+
+
+def signature_of(status: os.stat_result) -> Signature:
+    """The signature that a status holds."""
+    return Signature(
+        status.st_ino,
+        status.st_size,
+        status.st_mode,
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+def same(after: os.stat_result, before: os.stat_result) -> bool:
+    """Whether nothing has happened to it. Every change moves ctime; size and mtime are for file systems without it."""
+    return (
+        after.st_ctime_ns == before.st_ctime_ns
+        and after.st_mtime_ns == before.st_mtime_ns
+        and after.st_size == before.st_size
+        and after.st_ino == before.st_ino
+    )
+
+
+def data_extents(descriptor: int, size: int) -> tuple[Extent, ...] | None:
+    """The runs of data in the first `size` bytes of a file with holes; None for one without."""
+    extents = []
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole up to the end, which may just have come nearer
+                break
+            if exc.errno == errno.EINVAL:  # the file system does not tell
+                return None
+            raise
+        if start >= size:  # it has grown
+            break
+        extents.append(Extent(start, min(end, size) - start))
+        offset = end
+    # A compressed or an inline file takes fewer blocks than its size without having a hole.
+    return None if extents == [Extent(0, size)] else tuple(extents)

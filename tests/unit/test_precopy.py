@@ -1,0 +1,831 @@
+"""Copies made while the application runs: whatever happens to the tree meanwhile, the capture is the frozen tree.
+
+The oracle is a capture that copies everything afresh, inside the freeze; that one is judged by test_capture.py and
+test_zoo.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.archive import copies as copies_module
+from sidecar.archive import filesystem, settled
+from sidecar.archive import spool as spool_module
+from sidecar.archive.capture import Capture, capture, precopy, sync
+from sidecar.archive.copies import CHUNK, Copies, another_round
+from sidecar.archive.entry import Kind
+from sidecar.archive.spool import SpoolSpace
+from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
+from tests.unit.trees import no_descriptor_left
+
+MEBIBYTE = 1024 * 1024
+HOUR_NS = 3600 * 10**9
+EXT4 = 0xEF53
+
+
+class Stop(Exception):
+    pass
+
+
+class Volume:
+    """A volume's directory, and copies of it in a spool beside it."""
+
+    def __init__(self, root: Path, most: int | None = None) -> None:
+        self.root = root
+        self.clock = time.time_ns
+        self._space = SpoolSpace(root.parent / f"{root.name}-spool", most)
+        self._spools = contextlib.ExitStack()
+        self.copies = Copies(self._spools.enter_context(self._space.new("v")))
+
+    def round(self, check: Callable[[], None] = lambda: None) -> int:
+        """One round while the application runs; the bytes that it wrote."""
+        sync(os.fspath(self.root), self.copies, self.clock())
+        precopy(os.fspath(self.root), self.copies, check, lambda _: None)
+        return self.copies.written
+
+    def freeze(self, check: Callable[[], None] = lambda: None) -> Capture:
+        return capture(os.fspath(self.root), self.copies, check, lambda _: None)
+
+    def afresh(self) -> Capture:
+        fresh = Copies(self._spools.enter_context(self._space.new("fresh")))
+        return capture(os.fspath(self.root), fresh, lambda: None, lambda _: None)
+
+    def in_an_hour(self) -> None:
+        """From now on the clock is an hour ahead: whatever has not changed by the next sync is settled."""
+        clock = self.clock
+        self.clock = lambda: clock() + HOUR_NS
+
+    def close(self) -> None:
+        self._spools.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_left() -> Iterator[None]:
+    with no_descriptor_left():
+        yield
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Volume]:
+    (tmp_path / "volume").mkdir()
+    volume = Volume(tmp_path / "volume")
+    yield volume
+    volume.close()
+
+
+really_syncfs = filesystem.syncfs
+
+
+@pytest.fixture(autouse=True)
+def _the_disk_of_others_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sync waits until all that others have written is on the disk; a test that needs one has a disk of its own."""
+    monkeypatch.setattr(filesystem, "syncfs", lambda _: None)
+
+
+@pytest.fixture
+def _keeps_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever file system the tests are on."""
+    monkeypatch.setattr(filesystem, "type_of", lambda _: EXT4)
+
+
+keeps_times = pytest.mark.usefixtures("_keeps_times")
+
+
+def contents(captured: Capture) -> dict[bytes, bytes]:
+    """Of every regular file, holes as zeros."""
+    found = {}
+    for entry in captured.files:
+        data = bytearray(entry.data_length)
+        at = 0
+        for position, length in entry.spooled if data else ():
+            captured.spool.read_into([memoryview(data)[at : at + length]], position)
+            at += length
+        content = bytearray(entry.signature.size)
+        at = 0
+        for offset, length in ((0, len(data)),) if entry.extents is None else entry.extents:
+            content[offset : offset + length] = data[at : at + length]
+            at += length
+        assert at == len(data)
+        found[entry.path] = bytes(content)
+    return found
+
+
+def everything(captured: Capture) -> dict[str, Any]:
+    """What an archive is made of. Not where holes are: a copy may hold zeros where the disk has none by now."""
+    return {
+        "files": [entry[:6] for entry in captured.files],
+        "others": captured.others,
+        "sockets": captured.sockets,
+        "changed": captured.changed,
+        "contents": contents(captured),
+        "bytes": sum(entry.data_length for entry in captured.files) - captured.bytes_read,
+    }
+
+
+def tick(beside: Path) -> None:
+    """Return when the clock of the file system has moved on, so that the next change gets another time stamp."""
+    probe = beside / "probe"
+    probe.touch()
+    before = probe.stat().st_ctime_ns
+    while probe.stat().st_ctime_ns == before:
+        os.utime(probe)
+
+
+# --- any tree, any edits ---------------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+PUNCH_HOLE_KEEP_SIZE = 3
+EDITS = [
+    "new file", "append", "overwrite", "overwrite unseen", "truncate", "rename over", "recreate", "chmod", "chown",
+    "set attribute", "link", "unlink", "rename", "rename directory", "punch hole", "fill hole", "become symlink",
+    "become directory", "become fifo", "new directory", "remove tree",
+]  # fmt: skip
+
+edits = st.tuples(st.sampled_from(EDITS), st.integers(0, 30), st.integers(0, 30), st.integers(0, 20_000))
+
+
+def edit(root: Path, what: str, one: int, other: int, size: int) -> None:
+    """One change of the tree, to the files and directories of these numbers; nothing where there are none."""
+    found = sorted(root.rglob("*"))
+    files = [path for path in found if path.is_file() and not path.is_symlink()]
+    directories = [root, *(path for path in found if path.is_dir() and not path.is_symlink())]
+    directory = directories[other % len(directories)]
+    data = bytes((one * 7 + other * 13 + at) % 251 for at in range(min(size, 300))) * (1 + size // 300)
+    with contextlib.suppress(OSError, shutil.Error):
+        match what:
+            case "new file":
+                with (directory / f"file-{one}").open("xb") as file:  # a fifo of that name would hold us up
+                    file.write(data)
+                return
+            case "new directory":
+                (directory / f"directory-{one}").mkdir()
+                return
+            case "rename directory":
+                directory.rename(directories[one % len(directories)] / f"moved-{one}")
+                return
+            case "remove tree":
+                if directory != root:
+                    shutil.rmtree(directory)
+                return
+        if files:
+            edit_file(files[one % len(files)], files[other % len(files)], directory, what, one, data)
+
+
+def edit_file(path: Path, another: Path, directory: Path, what: str, number: int, data: bytes) -> None:
+    status = path.stat()
+    middle = len(data) % (status.st_size + 1)
+    match what:
+        case "append":
+            with path.open("ab") as file:
+                file.write(data)
+        case "overwrite" | "overwrite unseen":
+            with path.open("r+b") as file:
+                file.seek(middle)
+                file.write(data[: status.st_size - middle])
+            if what == "overwrite unseen":  # as some programs do; ctime betrays it
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        case "truncate":
+            os.truncate(path, middle if len(data) % 2 else status.st_size + len(data))
+        case "rename over":
+            path.rename(another)
+        case "recreate":
+            path.unlink()
+            path.write_bytes(data[: status.st_size])
+        case "chmod":
+            path.chmod(0o600 + number)
+        case "chown":
+            os.chown(path, number, number)
+        case "set attribute":
+            os.setxattr(path, "user.number", data[:50])
+        case "link":
+            os.link(path, directory / f"link-{number}")
+        case "unlink":
+            path.unlink()
+        case "rename":
+            path.rename(directory / f"renamed-{number}")
+        case "punch hole":
+            with path.open("r+b") as file:
+                offset = ctypes.c_long(middle // 4096 * 4096)
+                _libc.fallocate(file.fileno(), PUNCH_HOLE_KEEP_SIZE, offset, ctypes.c_long(4096))
+        case "fill hole":
+            with path.open("r+b") as file:
+                os.pwrite(file.fileno(), data[:500], status.st_size + 10_000 if number % 2 else middle)
+        case "become symlink":
+            path.unlink()
+            path.symlink_to("../elsewhere")
+        case "become directory":
+            path.unlink()
+            path.mkdir()
+        case "become fifo":
+            path.unlink()
+            os.mkfifo(path)
+
+
+@keeps_times
+@settings(max_examples=150, deadline=None)
+@given(
+    first=st.lists(edits, min_size=3, max_size=25),
+    rounds=st.lists(st.tuples(st.booleans(), st.lists(edits, max_size=8), st.integers(1, 20)), min_size=1, max_size=3),
+    last=st.lists(edits, max_size=6),
+    chunk=st.sampled_from([16, 512, 4096]),
+)
+def test_whatever_changes_in_between_the_capture_is_that_of_a_copy_made_in_the_freeze(
+    tmp_path_factory: pytest.TempPathFactory,
+    first: list[Any],
+    rounds: list[tuple[bool, list[Any], int]],
+    last: list[Any],
+    chunk: int,
+) -> None:
+    here = tmp_path_factory.mktemp("any")
+    root = here / "volume"
+    root.mkdir()
+    constants = {
+        copies_module: {"CHUNK": chunk, "SLICE": 4 * chunk, "_SHARE": 1},
+        spool_module: {"_PAGE": 64, "_LARGE": 1024},
+    }
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as undo:
+        for module, values in constants.items():
+            for name, value in values.items():
+                patch.setattr(module, name, value)
+        volume = Volume(root)
+        undo.callback(volume.close)
+        for change in [("new directory", 1, 0, 0), *first]:
+            edit(root, *change)
+        for believing, changes, when in rounds:
+            if believing:  # what has not been touched for a minute is not read again
+                volume.in_an_hour()
+            waiting = iter([None] * (when - 1))
+
+            def meanwhile(changes: list[Any] = changes, waiting: Iterator[None] = waiting) -> None:
+                if next(waiting, "now") == "now" and changes:
+                    tick(here)
+                    while changes:
+                        edit(root, *changes.pop())
+
+            volume.round(meanwhile)
+            meanwhile()
+            tick(here)
+        for change in last:
+            edit(root, *change)
+
+        frozen = volume.freeze()
+        assert everything(frozen) == everything(volume.afresh())
+    shutil.rmtree(here)
+
+
+# --- what is settled -------------------------------------------------------------------------------------------------
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are opened from now on."""
+    names: list[str] = []
+    really = os.open
+
+    def noting(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if not flags & os.O_DIRECTORY:
+            names.append(os.fsdecode(path))
+        return really(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", noting)
+    return names
+
+
+@keeps_times
+def test_inside_the_freeze_a_settled_file_is_not_even_opened(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume.root / "below").mkdir()
+    for name in ("one", "two", "below/three"):
+        (volume.root / name).write_bytes(name.encode() * 1000)
+    os.setxattr(volume.root / "one", "user.a", b"attribute")
+    os.link(volume.root / "one", volume.root / "below" / "link")
+    volume.in_an_hour()
+    assert volume.round() == 17_000
+    (volume.root / "below").rename(volume.root / "moved")
+    names = opened(monkeypatch)
+
+    frozen = volume.freeze()
+
+    assert names == []
+    assert everything(frozen) == everything(volume.afresh())
+    assert contents(frozen)[b"moved/three"] == b"below/three" * 1000
+
+
+@keeps_times
+@pytest.mark.parametrize(
+    "change",
+    ["overwrite", "overwrite unseen", "append", "truncate", "chmod", "set attribute", "punch hole", "recreate"],
+)
+def test_a_settled_file_that_changes_is_read_again_and_no_other(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    for name in ("one", "two"):
+        (volume.root / name).write_bytes(name.encode() * 10_000)
+    volume.in_an_hour()
+    volume.round()
+    tick(volume.root.parent)
+    edit(volume.root, change, 0, 5, 3000)
+    names = opened(monkeypatch)
+
+    frozen = volume.freeze()
+
+    assert names == ["one"]
+    assert everything(frozen) == everything(volume.afresh())
+
+
+def test_without_a_sync_nothing_is_settled(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume.root / "file").write_bytes(b"content")
+    precopy(os.fspath(volume.root), volume.copies, lambda: None, lambda _: None)
+    names = opened(monkeypatch)
+
+    volume.freeze()
+
+    assert names == ["file"]
+
+
+@pytest.mark.parametrize("trouble", ["another file system", "no type", "sync fails"])
+def test_where_times_do_not_tell_or_the_disk_fails_nothing_is_settled(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    asked = []
+
+    def fails(_: int) -> int:
+        asked.append(1)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(filesystem, "type_of", lambda _: 0x01021994 if trouble == "another file system" else EXT4)
+    monkeypatch.setattr(filesystem, "syncfs", fails)
+    if trouble == "no type":
+        monkeypatch.setattr(filesystem, "type_of", fails)
+    (volume.root / "file").write_bytes(b"content")
+    volume.in_an_hour()
+    volume.round()
+    names = opened(monkeypatch)
+
+    frozen = volume.freeze()
+
+    assert asked == ([] if trouble == "another file system" else [1])
+    assert names == ["file"]
+    assert contents(frozen) == {b"file": b"content"}
+
+
+def test_what_is_mounted_below_a_volume_is_never_settled(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    monkeypatch.setattr(filesystem, "type_of", lambda _: EXT4)
+    below = volume.root / "below"
+    below.mkdir()
+    (volume.root / "here").write_bytes(b"here")
+    done = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+    try:
+        (below / "there").write_bytes(b"there")
+        volume.in_an_hour()
+        volume.round()
+        names = opened(monkeypatch)
+
+        frozen = volume.freeze()
+
+        assert names == ["there"]
+        assert contents(frozen) == {b"here": b"here", b"below/there": b"there"}
+    finally:
+        subprocess.run(["umount", below], check=True)
+
+
+@keeps_times
+def test_a_hot_file_comes_of_age_at_a_later_sync_and_is_not_written_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (volume.root / "file").write_bytes(os.urandom(3 * MEBIBYTE))
+    assert volume.round() == 3 * MEBIBYTE
+    volume.in_an_hour()
+    assert volume.round() == 0
+    names = opened(monkeypatch)
+
+    frozen = volume.freeze()
+
+    assert names == []
+    assert everything(frozen) == everything(volume.afresh())
+
+
+def test_the_disk_is_synced_again_only_after_a_minute(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(filesystem, "type_of", lambda _: EXT4)
+    monkeypatch.setattr(filesystem, "syncfs", synced.append)
+    seconds = [1000]
+    volume.clock = lambda: seconds[0] * 10**9
+
+    for seconds[0] in (1000, 1001, 1059, 1060, 1100, 1121):
+        volume.round()
+
+    assert len(synced) == 3
+
+
+# --- how time stamps lie ---------------------------------------------------------------------------------------------
+
+
+def landing_late(monkeypatch: pytest.MonkeyPatch, path: Path, old: bytes) -> list[int]:
+    """The first reading of the file finds what it held before its last write, whose time stamps are there already."""
+    really = os.preadv
+    inode = path.stat().st_ino
+    fired: list[int] = []
+
+    def preadv(descriptor: int, views: Any, offset: int, *rest: Any) -> int:
+        got = really(descriptor, views, offset, *rest)
+        if not fired and os.fstat(descriptor).st_ino == inode:
+            fired.append(got)
+            views[0][:got] = old[offset : offset + got]
+        return got
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    return fired
+
+
+@keeps_times
+@pytest.mark.parametrize(("margin", "caught"), [(60, True), (1, False)])
+def test_bytes_that_land_seconds_after_their_time_stamp_are_caught_by_the_margin(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, margin: int, caught: bool
+) -> None:
+    monkeypatch.setattr(settled, "MARGIN_NS", margin * 10**9)
+    path = volume.root / "file"
+    path.write_bytes(b"new" * 1000)
+    volume.clock = lambda: path.stat().st_ctime_ns + 5 * 10**9  # a slow disk, five seconds after the write began
+    fired = landing_late(monkeypatch, path, b"old" * 1000)
+    volume.round()
+    assert fired == [3000]
+
+    frozen = volume.freeze()
+
+    assert contents(frozen) == {b"file": b"new" * 1000 if caught else b"old" * 1000}
+
+
+@pytest.fixture
+def ext4(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+    image, mounted = tmp_path / "image", tmp_path / "mounted"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 * MEBIBYTE)
+    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, mounted]):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip(f"there is no {command[0]} here")
+        if done.returncode:
+            pytest.skip(f"{command[0]} fails here: {done.stderr.strip()}")
+    yield mounted
+    subprocess.run(["umount", mounted], check=True)
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_store_into_a_mapped_page_that_is_dirty_already_is_caught_by_the_sync(
+    ext4: Path, monkeypatch: pytest.MonkeyPatch, synced: bool
+) -> None:
+    if synced:
+        monkeypatch.setattr(filesystem, "syncfs", really_syncfs)
+    root = ext4 / "volume"
+    root.mkdir()
+    volume = Volume(root)
+    descriptor = os.open(root / "mapped", os.O_RDWR | os.O_CREAT)
+    os.pwrite(descriptor, bytes(8192), 0)
+    with mmap.mmap(descriptor, 8192) as memory, contextlib.closing(volume):
+        os.close(descriptor)
+        memory[100] = 1  # the page is dirty, and its file has new time stamps
+        volume.in_an_hour()
+        volume.round()
+        tick(ext4)
+        memory[200] = 2
+
+        (content,) = contents(volume.freeze()).values()
+        assert (content[100], content[200]) == (1, 2 if synced else 0)
+
+
+def test_the_type_of_a_file_system_is_what_stat_says(ext4: Path) -> None:
+    for path in (ext4, Path("/proc"), Path("/sys"), Path("/dev/shm")):
+        printed = subprocess.run(["stat", "-f", "-c", "%t", path], capture_output=True, text=True, check=True).stdout
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            assert filesystem.type_of(descriptor) == int(printed, 16)
+        finally:
+            os.close(descriptor)
+
+
+def test_a_descriptor_that_is_none_is_an_error_of_the_system() -> None:
+    for function in (filesystem.type_of, really_syncfs):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            function(-1)
+
+
+# --- what is hot -----------------------------------------------------------------------------------------------------
+
+
+def test_of_a_large_hot_file_only_the_chunks_that_changed_are_written(volume: Volume) -> None:
+    large = volume.root / "large"
+    content = bytearray(os.urandom(20 * MEBIBYTE + 12_345))
+    large.write_bytes(content)
+    assert volume.round() == len(content)
+    assert volume.round() == 0
+    for offset in (0, 5 * MEBIBYTE + 17, len(content) - 1):
+        content[offset] ^= 1
+        with large.open("r+b") as file:
+            os.pwrite(file.fileno(), content[offset : offset + 1], offset)
+
+    frozen = volume.freeze()
+
+    assert volume.copies.written == 2 * CHUNK + len(content) % CHUNK
+    assert contents(frozen) == {b"large": content}
+
+
+def test_a_comparison_that_is_stopped_leaves_no_reader_at_it(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume.root / "large").write_bytes(os.urandom(40 * MEBIBYTE))
+    volume.round()
+    really = os.preadv
+    readers, under_way = set(), []
+
+    def preadv(*arguments: Any) -> int:
+        readers.add(threading.current_thread())
+        under_way.append(1)
+        try:
+            return really(*arguments)
+        finally:
+            under_way.pop()
+
+    def stop() -> None:
+        if readers:
+            raise Stop
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(Stop):
+        volume.freeze(stop)
+
+    assert len(readers - {threading.current_thread()}) >= 1
+    assert not any(reader.is_alive() for reader in readers - {threading.current_thread()})
+    assert under_way == []
+
+
+def test_a_file_that_grows_keeps_its_copy_and_gets_room_for_the_rest(volume: Volume) -> None:
+    log, other = volume.root / "log", volume.root / "other"
+    log.write_bytes(os.urandom(5 * MEBIBYTE + 1000))
+    other.write_bytes(os.urandom(MEBIBYTE))
+    volume.round()
+    for _ in range(3):
+        with log.open("ab") as file:
+            file.write(os.urandom(100_000))
+        other.write_bytes(os.urandom(MEBIBYTE))
+        assert volume.round() < MEBIBYTE + 100_000 + 2 * CHUNK
+    with log.open("ab") as file:
+        file.write(os.urandom(100_000))
+
+    frozen = volume.freeze()
+
+    assert volume.copies.written <= 100_000 + 2 * CHUNK
+    assert volume.copies.spool.end < log.stat().st_size + MEBIBYTE + 8 * CHUNK
+    assert everything(frozen) == everything(volume.afresh())
+    assert len(frozen.files[0].ranges) > 1
+
+
+def test_a_file_that_is_cut_off_and_written_again_with_the_same_bytes_is_written_again(volume: Volume) -> None:
+    path = volume.root / "file"
+    content = os.urandom(10 * CHUNK + 100)
+    for length in (len(content), 2 * CHUNK + 50, len(content), 0):
+        path.write_bytes(content[:length])
+        volume.round()
+    path.write_bytes(content)
+
+    assert contents(volume.freeze()) == {b"file": content}
+
+
+def test_a_sparse_file_whose_holes_move_is_what_it_is_at_last(volume: Volume) -> None:
+    path = volume.root / "sparse"
+    with path.open("wb") as file:
+        file.truncate(10 * MEBIBYTE)
+        for offset in (MEBIBYTE, 3 * MEBIBYTE, 7 * MEBIBYTE):
+            os.pwrite(file.fileno(), os.urandom(200_000), offset)
+    volume.round()
+    with path.open("r+b") as file:
+        _libc.fallocate(file.fileno(), PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(3 * MEBIBYTE), ctypes.c_long(100 * 4096))
+        os.pwrite(file.fileno(), os.urandom(300_000), 2 * MEBIBYTE)
+
+    frozen = volume.freeze()
+
+    assert frozen.bytes_read < 2 * MEBIBYTE
+    assert contents(frozen) == {b"sparse": path.read_bytes()}
+
+
+# --- while the application runs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["m", "m directory"])
+@pytest.mark.parametrize("becomes", ["nothing", "symlink", "fifo", "file"])
+def test_what_vanishes_or_becomes_something_else_is_no_error_and_is_met_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, name: str, becomes: str
+) -> None:
+    for file in ("a", "m", "z"):
+        (volume.root / file).write_bytes(file.encode() * 1000)
+    (volume.root / "m directory").mkdir()
+    really = os.open
+    fired = []
+
+    def becoming(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == name and not fired:
+            fired.append(path)
+            (volume.root / name).rename(volume.root.parent / "away")
+            act = {"symlink": lambda p: p.symlink_to("a"), "fifo": os.mkfifo, "file": Path.touch}.get(becomes)
+            if act:
+                act(volume.root / name)
+        return really(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", becoming)
+    volume.round()
+    assert fired == [name]
+
+    frozen = volume.freeze()
+
+    assert frozen.changed == []
+    assert everything(frozen) == everything(volume.afresh())
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "is overwritten", "vanishes"])
+def test_a_file_that_changes_while_it_is_copied_is_no_error_and_is_brought_again(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    large = volume.root / "large"
+    large.write_bytes(os.urandom(5 * MEBIBYTE))
+    really = os.preadv
+    fired = []
+
+    def changing(descriptor: int, views: Any, offset: int) -> int:
+        if offset >= 2 * MEBIBYTE and not fired:
+            fired.append(offset)
+            if change == "grows":
+                os.truncate(large, 7 * MEBIBYTE)
+            elif change == "shrinks":
+                os.truncate(large, 1000)
+            elif change == "is overwritten":
+                with large.open("r+b") as file:
+                    file.write(b"overwritten")
+            else:
+                large.unlink()
+        return really(descriptor, views, offset)
+
+    monkeypatch.setattr(os, "preadv", changing)
+    volume.in_an_hour()
+    volume.round()
+    assert fired
+
+    frozen = volume.freeze()
+
+    assert frozen.changed == []
+    assert everything(frozen) == everything(volume.afresh())
+
+
+def test_a_file_under_a_lease_is_left_to_the_freeze(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in ("a", "m", "z"):
+        (volume.root / file).write_bytes(file.encode() * 1000)
+    really = os.open
+
+    def leased(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == "m":
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return really(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", leased)
+        assert volume.round() == 2000
+        with pytest.raises(VolumeUnreadable, match="/m' failed"):
+            volume.freeze()
+
+    assert contents(volume.freeze()) == {name: name * 1000 for name in (b"a", b"m", b"z")}
+
+
+def test_a_deep_directory_that_is_moved_away_ends_the_round_and_nothing_else(volume: Volume) -> None:
+    deep = volume.root.joinpath(*["m"] * 300)
+    deep.mkdir(parents=True)
+    (deep / "file").write_bytes(b"content")
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 250:  # so deep that the upper directories are closed by now
+            (volume.root / "m" / "m").rename(volume.root / "zz")
+
+    volume.round(check)
+    assert calls >= 250
+
+    assert everything(volume.freeze()) == everything(volume.afresh())
+
+
+def test_a_disk_error_is_one_before_the_freeze_too(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    (volume.root / "file").write_bytes(b"content")
+
+    def broken(*_: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(VolumeUnreadable, match="/file' failed: Input/output error"):
+        volume.round()
+
+
+def test_a_volume_that_is_not_there_is_unavailable(volume: Volume) -> None:
+    volume.root.rmdir()
+
+    with pytest.raises(VolumeUnavailable):
+        volume.round()
+
+
+def test_a_volume_that_outgrows_the_spool_is_found_before_the_freeze(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    with contextlib.closing(Volume(tmp_path / "volume", most=2 * MEBIBYTE)) as volume:
+        (volume.root / "a").write_bytes(bytes(MEBIBYTE))
+        volume.round()
+        (volume.root / "b").write_bytes(bytes(2 * MEBIBYTE))
+        with pytest.raises(SpoolFull):
+            volume.round()
+
+
+# --- while it is frozen ----------------------------------------------------------------------------------------------
+
+
+@keeps_times
+@pytest.mark.parametrize("believing", [True, False])
+def test_a_file_that_someone_moves_and_changes_in_the_freeze_does_not_spoil_what_was_found_first(
+    volume: Volume, believing: bool
+) -> None:
+    (volume.root / "a").mkdir()
+    (volume.root / "z").mkdir()
+    path = volume.root / "a" / "file"
+    path.write_bytes(b"before" * 20_000)
+    if believing:
+        volume.in_an_hour()
+    volume.round()
+    tick(volume.root.parent)
+
+    def check() -> None:
+        if path.exists() and fired.append(1) is None and len(fired) == 3:  # `a` has been read, `z` has not
+            with path.open("r+b") as file:
+                file.write(b"BEHIND" * 20_000)
+            path.rename(volume.root / "z" / "file")
+
+    fired: list[int] = []
+    frozen = volume.freeze(check)
+    assert len(fired) == 3
+
+    assert contents(frozen) == {b"a/file": b"before" * 20_000, b"z/file": b"BEHIND" * 20_000}
+
+
+@keeps_times
+def test_of_two_names_the_first_one_met_carries_the_data_even_if_another_did_before(volume: Volume) -> None:
+    (volume.root / "m").write_bytes(b"content")
+    os.link(volume.root / "m", volume.root / "z")
+    volume.in_an_hour()
+    volume.round()
+    os.rename(volume.root / "z", volume.root / "a")  # its signature changes, and m's, which is the same file
+    volume.in_an_hour()
+    volume.round()
+    tick(volume.root.parent)
+    (volume.root / "n").mkdir()
+
+    frozen = volume.freeze()
+
+    assert [entry.path for entry in frozen.files] == [b"a"]
+    assert [(e.path, e.link) for e in frozen.others if e.kind is Kind.HARD_LINK] == [(b"m", b"a")]
+    assert everything(frozen) == everything(volume.afresh())
+
+
+# --- how many rounds -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds", "more"),
+    [
+        ([], 0, True),
+        ([MEBIBYTE], 0, False),  # a small volume
+        ([1000 * MEBIBYTE], 0, True),
+        ([1000 * MEBIBYTE, 300 * MEBIBYTE], 3, True),
+        ([1000 * MEBIBYTE, 300 * MEBIBYTE, 100 * MEBIBYTE], 4, True),
+        ([1000 * MEBIBYTE, 300 * MEBIBYTE, 290 * MEBIBYTE], 4, False),  # it will not become less
+        ([1000 * MEBIBYTE, 3 * MEBIBYTE], 1, False),  # a few milliseconds' work
+        ([1000 * MEBIBYTE, 2000 * MEBIBYTE], 10, False),
+        ([1000 * MEBIBYTE, 300 * MEBIBYTE], 1000, False),
+        ([2**40 >> n for n in range(6)], 5, False),
+    ],
+)
+def test_rounds_go_on_as_long_as_they_pay(written: list[int], seconds: float, more: bool) -> None:
+    assert another_round(written, seconds) is more
