@@ -55,15 +55,19 @@ from sidecar.jobs.restore import (
     settle_volumes,
     write_tar,
 )
+from sidecar.jobs.scan import Grounds, Searched
+from sidecar.jobs.scan import scan as search
 from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.plan import Selection
 from sidecar.report import RestoreReport, RunReport, VerifyReport
+from sidecar.salvage import Place, Salvage
 from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
 from sidecar.stores.s3 import READ_TIMEOUT, S3Settings, S3Store
+from sidecar.stores.s3_bucket import S3Bucket
 
 STATE = Path("/state")
 _JOURNAL = "journal.json"
@@ -107,6 +111,19 @@ def check(environ: Mapping[str, str]) -> Iterator[Finding]:
         now=_now,
     )
     yield from preflight.check(settings, premises)
+
+
+def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
+    """What is left to recover, wherever the settings lead; see `jobs.scan`. Raises ConfigInvalid."""
+    settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
+    grounds = Grounds(
+        stores={name: partial(_searched, name, settings) for name in settings.stores},
+        engine=lambda: _connect(settings),
+        discovery=lambda engine: Discovery(engine, Selection(), settings.endpoint),
+        now=_now(),
+        say=say,
+    )
+    return search(grounds)
 
 
 def tar_out(environ: Mapping[str, str], request: RestoreRequest, write: Callable[[bytes], object]) -> None:
@@ -340,22 +357,36 @@ def _connect(settings: Settings) -> Engine:
 def _store(name: str, settings: Settings, *, read_timeout: int = READ_TIMEOUT) -> Store:
     if name == "local":
         return LocalStore(settings.local_dir, prefix=settings.host or "")
+    return S3Store(_s3_settings(settings, read_timeout))
+
+
+def _s3_settings(settings: Settings, read_timeout: int) -> S3Settings:
     assert settings.bucket is not None, "config.load refuses `s3` without a bucket"
-    return S3Store(
-        S3Settings(
-            bucket=settings.bucket,
-            prefix="/".join(filter(None, (settings.prefix, settings.host))),
-            region=settings.region,
-            endpoint=settings.endpoint,
-            storage_class=settings.storage_class,
-            sse=settings.sse,
-            access_key=settings.access_key_id,
-            secret_key=settings.secret_access_key,
-            session_token=settings.session_token,
-            connections=2 * _cores() + 2,
-            read_timeout=read_timeout,
-        )
+    return S3Settings(
+        bucket=settings.bucket,
+        prefix="/".join(filter(None, (settings.prefix, settings.host))),
+        region=settings.region,
+        endpoint=settings.endpoint,
+        storage_class=settings.storage_class,
+        sse=settings.sse,
+        access_key=settings.access_key_id,
+        secret_key=settings.secret_access_key,
+        session_token=settings.session_token,
+        connections=2 * _cores() + 2,
+        read_timeout=read_timeout,
     )
+
+
+def _searched(name: str, settings: Settings) -> Searched:
+    """A store without its prefix. Raises StoreError."""
+    whole = RetryingStore(
+        _store(name, replace(settings, prefix="", host=None), read_timeout=_SOON), _WHILE_SOMEBODY_WAITS
+    )
+    host = settings.host or ""
+    if name == "local":
+        return Searched(Place(name, whole.location, host=host), whole)
+    place = Place(name, whole.location, settings.prefix or "", host, settings.endpoint)
+    return Searched(place, whole, S3Bucket(_s3_settings(settings, _SOON), request=whole.request))
 
 
 def _stores_of(host: str, settings: Settings) -> Mapping[str, Store]:

@@ -7,11 +7,13 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from sidecar.cli.client import Complaint, Daemon
 from sidecar.cli.progress import Display, Lines, Silent, Watcher
@@ -521,6 +523,46 @@ def check(_: Daemon, *, as_json: bool) -> str:
     else:
         words.checked(outcome)
     return outcome
+
+
+@main.command(
+    epilog=_example(
+        "docker exec backup scan",
+        "docker compose -f docker-compose.backup.yml run --rm backup scan",
+        "docker exec backup scan --json",
+    )
+)
+@verb
+def scan(_: Daemon, *, as_json: bool) -> str:
+    """Search for whatever is left to recover after a loss, and say with which command.
+
+    It looks for sets of this host and of others in every store, in a bucket below every prefix; for archives without a
+    manifest, deleted objects and unfinished uploads; and for volumes of this host that no container uses. It changes
+    nothing, and needs no daemon.
+
+    Exit codes: 0 something was found, 10 nothing was, 3 something could not be looked at (whether or not anything was
+    found), 2 settings.
+    """
+    from sidecar import wiring  # noqa: PLC0415 - as in `daemon`
+
+    with _telling() as say:
+        salvage = wiring.scan(os.environ, say)
+    document = salvage.as_json()
+    if as_json:
+        _print_json(document)
+    else:
+        _words().salvage(document)
+    return salvage.outcome
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """Shows what goes on to somebody at a terminal, on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    with Console(stderr=True, highlight=False).status("") as status:
+        yield lambda text: status.update(Text(printable(text)))
 
 
 @main.command("daemon", epilog=_example("docker run ... volume-backup-sidecar daemon"))

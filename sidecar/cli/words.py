@@ -19,6 +19,10 @@ _AS_IF_NEVER = {
 }
 # Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
 _PIPE_WIDTH = 1_000
+# Of what `scan` found of one kind in one place, and of commands for one of them.
+_SETS_SHOWN = 3
+_ALIKE_SHOWN = 30
+_COMMANDS_SHOWN = 8
 
 
 def printable(text: object) -> str:
@@ -479,6 +483,53 @@ class Words:
             }[outcome],
             _COLOURS[outcome],
         )
+
+    # --- scan --------------------------------------------------------------------------------------------------------
+
+    def salvage(self, document: dict[str, Any]) -> None:
+        """What can be recovered and how: the surest first; then what was not looked at, and what it comes to."""
+        alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        for each in document["findings"]:
+            alike.setdefault((each["kind"], each["where"], each["home"]), []).append(each)
+        for findings in alike.values():
+            most = _SETS_SHOWN if findings[0]["kind"] == "set" else _ALIKE_SHOWN
+            for each in findings[:most]:
+                self._found(each)
+            if rest := findings[most:]:
+                oldest = f" back to {_moment(rest[-1]['time'])}" if rest[-1]["time"] else ""
+                self.line(f"and {len(rest)} more of that kind there{oldest}: --json has them all")
+                self.line()
+        for each in document["unseen"]:
+            self.line(f"not looked at: {each['place']}: {_sentence(each['why'], each['hint'])}", "yellow")
+        if document["unseen"]:
+            self.line()
+        self.line(document["conclusion"], _COLOURS.get(document["outcome"], "red"))
+
+    def _found(self, finding: dict[str, Any]) -> None:
+        self.line(finding["what"], "bold")
+        taken = size(finding["bytes"]) and ("at least " * finding["at_least"]) + size(finding["bytes"])
+        old = f"{_moment(finding['time'])} ({_age(finding['age_seconds'])})" if finding["time"] else ""
+        self.line(f"  {', '.join(filter(None, [old, taken, 'in ' + finding['where']]))}")
+        if finding["kind"] not in ("volume", "leftover"):  # these are named for it
+            self.line(f"  volumes: {', '.join(finding['volumes'])}")
+        if finding["note"]:
+            self.line(f"  {finding['note']}")
+        commands = finding["commands"]
+        for command in commands[:_COMMANDS_SHOWN]:
+            self.line(f"      {command}")
+        if len(commands) > _COMMANDS_SHOWN:
+            self.line(f"  and {len(commands) - _COMMANDS_SHOWN} more commands: --json has them all")
+        self.line()
+
+
+def _age(seconds: float) -> str:
+    """`3 days old`, `5 h old`, `12 min old`, `in the future`."""
+    minutes = round(seconds / 60)
+    if minutes < 0:
+        return "in the future"
+    if minutes < 120:
+        return f"{minutes} min old"
+    return f"{minutes // 60} h old" if minutes < 48 * 60 else f"{minutes // 1440} days old"
 
 
 def _fate(volume: dict[str, Any], pattern: str | None) -> str:

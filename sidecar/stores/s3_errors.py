@@ -62,6 +62,8 @@ _PERMISSIONS = {
     "HeadBucket": "s3:ListBucket",
     "ListObjectsV2": "s3:ListBucket",
     "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListObjectVersions": "s3:ListBucketVersions",
+    "ListParts": "s3:ListMultipartUploadParts",
     "DeleteObject": "s3:DeleteObject",
 }
 
@@ -179,7 +181,7 @@ def _from_answer(  # noqa: C901, PLR0911, PLR0912 a table, read from top to bott
     if code in _BAD_CREDENTIALS:
         return StoreDenied(f"{what}: {code}", hint=_BAD_CREDENTIALS[code], store=store)
     # An object that is written cannot be missing; servers that answer so without a code mean the bucket.
-    no_object = operation in ("HeadBucket", "ListObjectsV2") or (
+    no_object = operation in ("HeadBucket", "ListObjectsV2", "ListObjectVersions") or (
         code == "404" and operation in ("PutObject", "CreateMultipartUpload")
     )
     if code in _MISSING_BUCKET or (status == 404 and no_object):

@@ -33,6 +33,8 @@ PURE = frozenset(
         "plan",
         "guarding",
         "restoration",
+        "contents",
+        "salvage",
         "schedule",
         "sets",
         "archive.entry",
@@ -41,6 +43,7 @@ PURE = frozenset(
         "archive.index",
         "archive.settled",
         "stores.port",
+        "stores.bucket",
         "stores.parts",
         "stores.rules",
         "engine.port",
@@ -53,7 +56,13 @@ LAYERS = {"durable": 1, "archive": 1, "stores": 1, "engine": 1, "jobs": 2, "serv
 # Rooms of one layer that know nothing of each other; every arrow that crosses a wall all the same, with its reason.
 WALLS = ("archive", "stores", "engine")
 # What speaks to the real engine and the real stores: built in one place, handed on as what the ports promise.
-ADAPTERS = {"engine.docker": ("wiring",), "stores.s3": ("wiring",), "stores.local": ("wiring",), "stores.memory": ()}
+ADAPTERS = {
+    "engine.docker": ("wiring",),
+    "stores.s3": ("wiring",),
+    "stores.s3_bucket": ("wiring",),
+    "stores.local": ("wiring",),
+    "stores.memory": (),
+}
 
 # Import name of every package that is not the standard library's -> the modules or rooms it may be imported in.
 THIRD_PARTY = {
