@@ -442,9 +442,9 @@ def test_a_full_state_volume_fails_the_run_before_anybody_waits(street: Street) 
 
     for done in (too_small, full):
         assert done.code == 1
-        assert_said(done.out, "the spool needs 600,000 bytes", "the disk of the backup-state volume")
+        assert_said(done.out, "the spool needs 675,000 bytes", "the disk of the backup-state volume")
     assert box.events("group_frozen") == []
-    assert_said(box.verb("status").out, "idle, not healthy: the last run failed: the spool needs 600,000 bytes")
+    assert_said(box.verb("status").out, "idle, not healthy: the last run failed: the spool needs 675,000 bytes")
     (unwritten, *_) = box.events("memory_unwritten")
     assert_said(unwritten["error"] + unwritten["hint"], "No space left on device", "the state volume must be")
     checked = box.verb("check")
@@ -597,9 +597,9 @@ def test_what_is_no_s3_server_is_told_from_one_and_the_daemon_lives_on(street: S
 
 
 def test_without_a_network_a_run_fails_at_once_and_says_where_it_could_not_get(street: Street) -> None:
-    options = (*street.all_mounts(), "--network", "none")
-    elsewhere = street.box(*options, **s3_settings("https://s3.example.test"))
-    amazon = street.box(*options, **s3_settings(""))
+    alone = ("--network", "none")
+    elsewhere = street.box(*street.all_mounts(), *alone, **s3_settings("https://s3.example.test"))
+    amazon = street.box(*street.all_mounts(), *alone, **s3_settings(""))
     cases: list[tuple[Box, tuple[str, ...]]] = [
         (elsewhere, ("no connection to https://s3.example.test", "AWS_ENDPOINT_URL_S3")),
         (amazon, ("no connection to Amazon S3", "a way to the internet")),
