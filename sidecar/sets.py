@@ -122,7 +122,10 @@ class MissingVolume:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What makes a set a set: written last, deleted first. time: RFC 3339, when the run began."""
+    """What makes a set a set: written last, deleted first.
+
+    time: RFC 3339, when the run began. named: the volumes that the run was asked for; empty when it was for all.
+    """
 
     set: str
     time: str
@@ -135,6 +138,7 @@ class Manifest:
     missing: tuple[MissingVolume, ...] = ()
     reasons: tuple[Reason, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    named: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         """The document."""
@@ -160,6 +164,7 @@ class Manifest:
                 ),
                 reasons=tuple(_reason(r) for r in _list(document["reasons"])),
                 tags=_texts(document["tags"]),
+                named=tuple(_text(name) for name in _list(document.get("named", []))),  # older ones have none
             )
 
 

@@ -48,6 +48,7 @@ from sidecar.jobs.recover import sweep
 from sidecar.jobs.restore import (
     RestoreTools,
     Wish,
+    is_decided,
     owed_volumes,
     plan_restore,
     restore,
@@ -145,7 +146,7 @@ def stand_by(
         if volumes := owed_volumes(journal):
             own = engine.this_container()
             assert own is not None, "a dead man is a container"
-            settle_volumes(engine, own, volumes)
+            settle_volumes(engine, own, volumes, go=is_decided(journal))
 
     deadman.stand_by(engine, journal, Watched(container, started_at, run), lease=lease, say=say, settle=settle)
 

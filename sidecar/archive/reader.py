@@ -105,7 +105,7 @@ def unpacked(block: Block, data: bytes) -> bytes:
 
 def _wanted(index: bytes, pattern: str) -> set[bytes]:
     """The paths of `matching`."""
-    pattern = pattern.removeprefix("./").rstrip("/")
+    pattern = pattern.removeprefix("./").strip("/")
     wanted: set[bytes] = set()
     for each in read_blocks(index):
         for file in each.files:

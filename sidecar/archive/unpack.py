@@ -1,6 +1,7 @@
 """What a restore does to a volume, in a container that has that volume and nothing else: unpack beside, then exchange.
 
     VOLUME/.volume-backup-restore/new/      what arrives; the volume is as it was
+                                  complete  all of it has, and is on disk
                                   leaving   from here on the restore goes through, whoever dies
                                   old/      what was there, moved away entry by entry
                                   arriving  all of it is in old/; what is in new/ moves to where it belongs
@@ -27,17 +28,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import IO
 
-from sidecar.durable import sync_directory
+from sidecar.durable import replace_file, sync_directory
 from sidecar.errors import NoRoom, RestoreFailed
 
 STAGING = ".volume-backup-restore"
 DONE = ".volume-backup-restored"
 TAR = ("tar", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "-xpf", "-")
-GO = b"exchange\n"
+# What it is told once all is unpacked. If nothing comes any more, whoever would have said it has died.
+GO, LEAVE = b"exchange\n", b"leave it\n"
 
-_NEW, _OLD, _BEFORE, _LEAVING, _ARRIVING, _MERGING = "new", "old", "before", "leaving", "arriving", "merging"
+_NEW, _OLD, _BEFORE, _COMPLETE = "new", "old", "before", "complete"
+_LEAVING, _ARRIVING, _MERGING = "leaving", "arriving", "merging"
 _PIECE = 1024 * 1024
 _SLACK = 4096  # what a file may take on disk beyond its bytes in the archive: it has 512 of header there, and is padded
 _TRIFLE = 16 * _PIECE  # left on the disk at all events
@@ -70,7 +74,9 @@ class Expected:
 def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
     """Take a tar stream from the descriptor `source`, then `GO`: with it the volume at `root` is exchanged.
 
-    Anything else after the stream, or its end before, leaves the volume as it was. Raises NoRoom, RestoreFailed.
+    `LEAVE`, or the end of the stream before it is whole, leaves the volume as it was. If nothing follows the whole
+    stream, what has arrived stays beside it for `settle`: whether that had been decided, the sidecar's journal says.
+    Raises NoRoom, RestoreFailed.
     """
     with _alone(root):
         _settle(root)
@@ -78,11 +84,13 @@ def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
         say(Word.READY)
         try:
             _unpack(root, expected.length, source)
+            _note(os.path.join(root, STAGING, _COMPLETE), {"merge": int(expected.merge)})
             say(Word.UNPACKED)
-            if _rest(source, len(GO)) == GO:
+            answer = _rest(source, len(GO))
+            if answer == GO:
                 _exchange(root, merge=expected.merge)
                 say(Word.EXCHANGED)
-            else:
+            elif answer:
                 _settle(root)
                 say(Word.AS_IT_WAS)
         except Exception:
@@ -94,16 +102,17 @@ def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
     _rest(source, 1)
 
 
-def settle(root: str, say: Say) -> None:
+def settle(root: str, say: Say, *, go: bool = False) -> None:
     """Take up a restore that was cut off, and say what became of it.
 
+    go: it had been decided to exchange all volumes of a set, so what is complete is exchanged, and none is left behind.
     `EXCHANGED`: the exchange had begun, and is finished. `AS_IT_WAS`: it had not, and what had arrived is removed.
     `CLEAN`: there was nothing to do, because it had ended, or never begun.
 
     Waits for whoever is still at work on this volume. Raises RestoreFailed.
     """
     with _alone(root):
-        say(_settle(root))
+        say(_settle(root, go=go))
 
 
 def is_unsettled(root: str) -> bool:
@@ -111,8 +120,9 @@ def is_unsettled(root: str) -> bool:
     return any(os.path.lexists(os.path.join(root, ours)) for ours in (STAGING, DONE))
 
 
-def _settle(root: str) -> Word:
+def _settle(root: str, *, go: bool = False) -> Word:
     staging = os.path.join(root, STAGING)
+    complete = _noted(os.path.join(staging, _COMPLETE))
     if os.path.lexists(os.path.join(staging, _LEAVING)) or os.path.lexists(os.path.join(staging, _ARRIVING)):
         _go_on(root)
         return Word.EXCHANGED
@@ -121,6 +131,9 @@ def _settle(root: str) -> Word:
         return Word.EXCHANGED
     if os.path.lexists(os.path.join(root, DONE)):
         _finish(root)
+        return Word.EXCHANGED
+    if go and complete:
+        _exchange(root, merge=bool(complete.get("merge")))
         return Word.EXCHANGED
     if not os.path.lexists(staging):
         return Word.CLEAN
@@ -240,7 +253,7 @@ def _exchange(root: str, *, merge: bool) -> None:
     for ours in (STAGING, DONE):
         if os.path.lexists(os.path.join(new, ours)):
             raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
-    os.mkdir(os.path.join(staging, _OLD), mode=0o700)
+    os.makedirs(os.path.join(staging, _OLD), mode=0o700, exist_ok=True)
     if merge:
         os.close(os.open(os.path.join(staging, _MERGING), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         sync_directory(staging)
@@ -248,13 +261,7 @@ def _exchange(root: str, *, merge: bool) -> None:
         _merge(root)
         return
     # Moving what is in it changes its time, and it has to be known again after a crash.
-    beside = os.path.join(staging, _LEAVING + ".new")
-    with open(beside, "w", encoding="ascii") as note:
-        json.dump({"mtime_ns": os.stat(new).st_mtime_ns}, note)
-        note.flush()
-        os.fsync(note.fileno())
-    os.rename(beside, os.path.join(staging, _LEAVING))
-    sync_directory(staging)
+    _note(os.path.join(staging, _LEAVING), {"mtime_ns": os.stat(new).st_mtime_ns})
     sync_directory(root)
     _go_on(root)
 
@@ -322,6 +329,11 @@ def _finish(root: str) -> None:
     if mtime_ns is not None:
         os.utime(root, ns=(mtime_ns, mtime_ns))
     sync_directory(root)
+
+
+def _note(path: str, what: dict[str, int]) -> None:
+    """Put a note on disk, whole or not at all."""
+    replace_file(Path(path), json.dumps(what).encode())
 
 
 def _noted(path: str) -> dict[str, int]:

@@ -327,6 +327,8 @@ def restore(
     busy, 130 Ctrl-C (it goes on), 143 it was cancelled, or the daemon told to stop.
     """
     if to is not None:
+        if into is not None or yes or dry_run:
+            raise click.UsageError("--to touches no volume: it goes with neither --as, --yes nor --dry-run")
         return _restore_to(to, set_name, volumes, pattern, host, as_json=as_json)
     chosen = {"set": set_name, "into": into, "pattern": pattern, "host": host}
     plan = daemon.get("/restores", {**chosen, "volume": volumes, "safety": None if no_safety else "yes"})
@@ -375,8 +377,12 @@ def _ask(*, as_json: bool) -> None:
             "nobody is here to say yes, so nothing was done",
             "add --yes, or ask for a terminal: docker exec -it backup restore ...",
         )
-    if not click.confirm("Replace what these volumes hold now?", default=False):
-        raise Complaint("usage", "nothing was done", "")
+    try:
+        wanted = click.confirm("Replace what these volumes hold now?", default=False)
+    except click.Abort:
+        raise Complaint("detached", "stopped by Ctrl-C: nothing was done") from None
+    if not wanted:
+        raise Complaint("usage", "nothing was done")
 
 
 @main.command(
@@ -613,11 +619,12 @@ def run_unpack(*, length: int, files: int, merge: bool, root: str) -> None:
 
 @main.command("settle", hidden=True)
 @click.option("--root", required=True)
-def run_settle(*, root: str) -> None:
+@click.option("--go", is_flag=True)
+def run_settle(*, root: str, go: bool) -> None:
     """Be the helper that takes up a restore which was cut off, in the volume at ROOT."""
     from sidecar.archive.unpack import settle  # noqa: PLC0415 - as above
 
-    _answer(lambda say: settle(root, say))
+    _answer(lambda say: settle(root, say, go=go))
 
 
 def _answer(act: Callable[[Callable[..., None]], None]) -> None:

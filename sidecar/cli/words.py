@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -71,11 +71,15 @@ class Words:
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
         """Rows under their columns' names; `right` names the columns of numbers."""
+        texts = [[printable(each) for each in row] for row in rows]
         table = Table(box=box.SIMPLE_HEAD if self._terminal else None, pad_edge=False, show_edge=False)
-        for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", no_wrap=not self._terminal)
-        for row in rows:
-            table.add_row(*(Text(text := printable(each), style=_COLOURS.get(text, "")) for each in row))
+        for number, column in enumerate(columns):
+            justify: Literal["left", "right"] = "right" if column in right else "left"
+            # A set's name is there to be copied, so it is never cut off.
+            least = max((len(row[number]) for row in texts), default=0) if column == "set" else None
+            table.add_column(column, justify=justify, no_wrap=not self._terminal, min_width=least)
+        for row in texts:
+            table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
         if table.row_count and self._terminal:
             self.console.print(table)
         elif table.row_count:

@@ -151,6 +151,7 @@ class _Run:
     def plan(self, named: tuple[str, ...]) -> Plan:
         """Ask the engine, and decide."""
         self._follow(Progress("planning"))
+        self._named = named
         self.ledger.event("run_started", named=list(named))
         self._engine_id = self._tools.engine.identity().id
         plan = self._tools.plan(named)
@@ -339,6 +340,7 @@ class _Run:
             missing=ledger.missing(),
             reasons=tuple(ledger.reasons),
             tags=dict(self._tags),
+            named=self._named,
         )
         for consignment in self._alive():
             endpoint = self._tools.endpoint if consignment.store.off_host else None

@@ -40,15 +40,16 @@ class Catalogue:
     unread: tuple[str, ...] = ()
 
     def find(self, name: str, volumes: Sequence[str] = ()) -> sets.Manifest:
-        """The set of that name; for `latest` the newest, that has the volumes, if one has.
+        """The set of that name; for `latest` the newest that has the volumes, if one has; without any, of all volumes.
 
         A set that was made before a restore, of what that replaced, is never the latest, nor is one whose manifest is
         damaged while there are others. Raises NotFound with the nearest names, SetInvalid.
         """
         if name == "latest":
             newest = [each for _, each in sorted(self.manifests.items(), reverse=True) if PRE_RESTORE not in each.tags]
+            of_all = [each for each in newest if not each.named]
             having = [each for each in newest if {v.volume for v in each.volumes} >= set(volumes)]
-            if found := having or newest:
+            if found := (having if volumes else of_all) or newest:
                 return found[0]
         if self.damaged and (name in self.damaged or (name == "latest" and not self.manifests)):
             raise self.damaged.get(name) or self.damaged[max(self.damaged)]
@@ -155,7 +156,7 @@ def list_files(stores: Mapping[str, Store], set_name: str, volume: str, pattern:
     Raises NotFound for an unknown set or volume, StoreError, SetInvalid.
     """
     catalogue = answered(stores)
-    manifest = catalogue.find(set_name)
+    manifest = catalogue.find(set_name, [volume])
     found = {v.volume: v for v in manifest.volumes}
     if volume not in found:
         hint = nearest(volume, found, f"`list {manifest.set}` shows its volumes")

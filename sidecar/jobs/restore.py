@@ -19,7 +19,7 @@ from datetime import datetime
 from typing import Any
 
 from sidecar.archive.reader import Extract, everything, matching
-from sidecar.archive.unpack import GO, Word
+from sidecar.archive.unpack import GO, LEAVE, Word
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
 from sidecar.engine.journal import Journal
@@ -48,7 +48,8 @@ from sidecar.restoration import RestoredFrom, RestorePlan, make_restore_plan
 from sidecar.sets import SetVolume
 from sidecar.stores.port import Store
 
-OWED = "restore"  # in the journal: `{"set", "volumes"}`, whose helpers may have left something behind
+# In the journal: `{"set", "volumes", "go"}`, whose helpers may have left something behind; go: all are to be exchanged.
+OWED = "restore"
 TARGET = "/volume"
 
 # Seconds. A disk takes its time to write everything down, or to delete what was there.
@@ -132,6 +133,7 @@ def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threadin
             work.owe(undo)
             beside = [undo.enter_context(work.fetched(each)) for each in plan.volumes]  # proven, and on the disk
             with work.stopped():
+                work.decide()  # from here on none is left behind, whoever dies
                 for volume in beside:
                     work.exchange(volume)
         except SidecarError as error:
@@ -180,18 +182,19 @@ def settle_owed(engine: Engine, own: Container, journal: Journal, emit: Emit) ->
     volumes = owed_volumes(journal)
     if not volumes:
         return
-    exchanged = settle_volumes(engine, own, volumes)
+    exchanged = settle_volumes(engine, own, volumes, go=is_decided(journal))
     emit("recovered", volumes=list(exchanged), untouched=[name for name in volumes if name not in exchanged])
     journal.settle(OWED)
 
 
-def settle_volumes(engine: Engine, own: Container, volumes: Sequence[str]) -> tuple[str, ...]:
+def settle_volumes(engine: Engine, own: Container, volumes: Sequence[str], *, go: bool) -> tuple[str, ...]:
     """Take up what a restore left in each of the volumes; the names of those whose exchange was finished now.
 
-    Waits for helpers that are still at work. Raises EngineError, RestoreFailed.
+    go: whether it had been decided to exchange them. Waits for helpers that are still at work. Raises EngineError,
+    RestoreFailed.
     """
     there = {volume.name for volume in engine.volumes()}
-    return tuple(name for name in volumes if name in there and _settle(engine, own, name) is Word.EXCHANGED)
+    return tuple(name for name in volumes if name in there and _settle(engine, own, name, go=go) is Word.EXCHANGED)
 
 
 def owed_volumes(journal: Journal) -> tuple[str, ...]:
@@ -201,6 +204,15 @@ def owed_volumes(journal: Journal) -> tuple[str, ...]:
         return tuple(map(str, entry.others[OWED]["volumes"])) if entry and OWED in entry.others else ()
     except (JournalUnreadable, KeyError, TypeError):
         return ()
+
+
+def is_decided(journal: Journal) -> bool:
+    """Whether the restore that was killed had decided to exchange its volumes."""
+    try:
+        entry = journal.read()
+        return bool(entry and entry.others[OWED]["go"])
+    except (JournalUnreadable, KeyError, TypeError):
+        return False
 
 
 @dataclass(slots=True)
@@ -252,6 +264,9 @@ class _Restore:
         names = tuple(each.target for each in self._plan.volumes if each.exists)
         if not names or not self._wish.safety:
             return
+        for each in self._plan.volumes:
+            with suppress(StoreError, SetInvalid, ArchiveDamaged):  # another store may have it whole
+                find_archive(self._tools.stores[self._holders()[0]], each.stored, _wanted(self._wish, each.stored))
         report = self._tools.safety(names, {PRE_RESTORE: self._plan.manifest.set})
         self._check()
         kept = {volume.volume for volume in report.volumes if volume.outcome in (Outcome.GOOD, Outcome.PARTIAL)}
@@ -265,7 +280,7 @@ class _Restore:
 
     def owe(self, undo: ExitStack) -> None:
         """Note what has to be looked after if we die, and have a second container stand by for it."""
-        self._tools.journal.owe(OWED, {"set": self._plan.manifest.set, "volumes": self._names()})
+        self._owe(go=False)
         undo.callback(self._settle_debt)
         self._dead_man = undo.enter_context(self._tools.dead_man(self._id, self._emit))
 
@@ -306,6 +321,10 @@ class _Restore:
         ) as self._frozen:
             self._refuse_newcomers()
             yield
+
+    def decide(self) -> None:
+        """Note that all volumes are to be exchanged: each has its new content on its disk. Raises JournalUnwritable."""
+        self._owe(go=True)
 
     def exchange(self, beside: _Beside) -> None:
         """Old for new. What goes wrong is noted, and the next volume has its turn."""
@@ -383,7 +402,7 @@ class _Restore:
 
     def _first_whole(self, each: RestoredFrom, undo: ExitStack) -> _Beside:
         """Raises the last store's error when none has it whole, and NoRoom, RestoreFailed, EngineError, Interrupted."""
-        stores = self._catalogue.holders[self._plan.manifest.set]
+        stores = self._holders()
         for name in stores:
             with ExitStack() as attempt:
                 try:
@@ -398,6 +417,9 @@ class _Restore:
                 undo.enter_context(attempt.pop_all())
                 return _Beside(each, archive.extract, helper, name)
         raise AssertionError("a set lies in a store")
+
+    def _holders(self) -> tuple[str, ...]:
+        return self._catalogue.holders[self._plan.manifest.set]
 
     def _helper(self, volume: str, extract: Extract, undo: ExitStack) -> Helper:
         """A container that has the volume, and says that there is room."""
@@ -448,6 +470,9 @@ class _Restore:
 
     def _dismiss(self, helper: Helper, volume: str) -> None:
         """Let it clean up, and go. One that dies, or takes longer than a moment, leaves the volume to be settled."""
+        with suppress(EngineError):
+            if id(helper) in self._waiting:
+                helper.send(LEAVE)
         helper.end()
         until = time.monotonic() + _FAREWELL
         with suppress(SidecarError):
@@ -460,7 +485,7 @@ class _Restore:
         until = time.monotonic() + _ASKING
         while True:
             try:
-                word = _settle(self._tools.engine, self._tools.own(), beside.name)
+                word = _settle(self._tools.engine, self._tools.own(), beside.name, go=True)
             except SidecarError as again:
                 if time.monotonic() < until:
                     time.sleep(_LISTEN)
@@ -507,10 +532,14 @@ class _Restore:
     def _settle_debt(self) -> None:
         with suppress(SidecarError):  # the journal keeps it for the next start, or the next restore
             if self._waiting and not self._cancelled.is_set():
-                settle_volumes(self._tools.engine, self._tools.own(), self._names())
+                go = any(beside.told for beside in self._beside)
+                settle_volumes(self._tools.engine, self._tools.own(), self._names(), go=go)
                 self._waiting.clear()
             if not self._waiting:
                 self._tools.journal.settle(OWED)
+
+    def _owe(self, *, go: bool) -> None:
+        self._tools.journal.owe(OWED, {"set": self._plan.manifest.set, "volumes": self._names(), "go": go})
 
     def _check(self) -> None:
         """Raises Interrupted when told to stop."""
@@ -524,8 +553,9 @@ class _Restore:
         self._tools.emit(name, level=level, restore=self._id, set=self._plan.manifest.set, **fields)
 
 
-def _settle(engine: Engine, own: Container, volume: str) -> Word:
-    with engine.help_with(own, volume, command=["settle", f"--root={TARGET}"], target=TARGET) as helper:
+def _settle(engine: Engine, own: Container, volume: str, *, go: bool) -> Word:
+    command = ["settle", f"--root={TARGET}", *(["--go"] if go else [])]
+    with engine.help_with(own, volume, command=command, target=TARGET) as helper:
         until = time.monotonic() + _PATIENCE
         while (line := helper.hear(_LISTEN)) is None:
             if time.monotonic() >= until:

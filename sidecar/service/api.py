@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.config import duration
-from sidecar.errors import Busy, MountMissing, SidecarError
+from sidecar.errors import Busy, Interrupted, MountMissing, SidecarError
 from sidecar.service.guardian import Guardian
 from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, VerifyRequest
 from sidecar.service.runs import Runs, Ticket
@@ -167,12 +167,14 @@ class ControlApi:
         ticket, waiting = self._runs.cancel()
         done = asyncio.wrap_future(ticket.result)
         await asyncio.wait({done}, timeout=_CANCEL_SECONDS)
-        report = done.result() if done.done() and not done.exception() else None
+        error = done.exception() if done.done() else None
+        report = done.result() if done.done() and not error else None
+        cut_off = "interrupted" if isinstance(error, Interrupted) else None
         return _json(
             {
                 "cancelled": ticket.as_json(),
                 "ended": done.done(),
-                "outcome": report.outcome.value if report else None,
+                "outcome": report.outcome.value if report else cut_off,
                 "set": report.set if report else None,
                 "waiting": [each.as_json() for each in waiting],
             }

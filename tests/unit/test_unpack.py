@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sidecar.archive import unpack
-from sidecar.archive.unpack import GO, STAGING, Expected, Word, restore_into, settle
+from sidecar.archive.unpack import GO, LEAVE, STAGING, Expected, Word, restore_into, settle
 from sidecar.errors import NoRoom, RestoreFailed
 
 OLD = {"kept.txt": b"old", "d/deep": b"old too", "only-old": b"x"}
@@ -78,7 +78,10 @@ def restored(root: Path, data: bytes, *, length: int | None = None, files: int =
     feeder.start()
     try:
         restore_into(
-            str(root), Expected(len(data.removesuffix(GO)) if length is None else length, files), reader, words
+            str(root),
+            Expected(len(data.removesuffix(GO).removesuffix(LEAVE)) if length is None else length, files),
+            reader,
+            words,
         )
     finally:
         os.close(reader)
@@ -99,11 +102,14 @@ def test_the_volume_becomes_what_arrived_and_its_root_with_it(volume: Path, stre
 def test_nothing_changes_before_the_word_to_go(volume: Path, stream: bytes) -> None:
     os.utime(volume, ns=(1, 1_000_000_000))
     before = volume.stat()
-    assert restored(volume, stream) == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
+    assert restored(volume, stream + LEAVE) == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
     assert found(volume) == OLD
     assert (volume.stat().st_ino, volume.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert restored(volume, stream + b"stop\n") == [Word.READY, Word.UNPACKED, Word.AS_IT_WAS]
-    assert found(volume) == OLD
+    assert restored(volume, stream) == [Word.READY, Word.UNPACKED]  # its sender has died
+    settled = Words()
+    settle(str(volume), settled)
+    assert (settled, found(volume)) == ([Word.AS_IT_WAS], OLD)
+    assert volume.stat().st_mtime_ns == before.st_mtime_ns
 
 
 def test_the_roots_time_stays_what_others_have_made_it_meanwhile(
@@ -118,7 +124,7 @@ def test_the_roots_time_stays_what_others_have_made_it_meanwhile(
         sync(directory)
 
     monkeypatch.setattr(unpack, "_sync", meanwhile)
-    restored(volume, stream)
+    restored(volume, stream + LEAVE)
     assert volume.stat().st_mtime_ns > 5_000_000_000  # our own directory went after it
 
 
@@ -301,7 +307,7 @@ def test_killed_while_it_settles_it_is_settled_the_next_time(
     assert number > 10
 
 
-def raising_dead(_root: str) -> None:
+def raising_dead(*_: object) -> None:
     raise Dead
 
 
@@ -309,6 +315,18 @@ def volume_root_facts(root: Path) -> tuple[int, int, dict[str, bytes]]:
     facts = root.stat()
     attributes = {name: os.getxattr(root, name) for name in os.listxattr(root)}
     return facts.st_mode & 0o7777, facts.st_mtime_ns, attributes
+
+
+def test_what_is_complete_is_exchanged_when_that_was_decided_and_what_is_not_is_not(
+    volume: Path, stream: bytes
+) -> None:
+    restored(volume, stream)  # and its sender dies
+    words = Words()
+    settle(str(volume), words, go=True)
+    assert (words, found(volume)) == ([Word.EXCHANGED], NEW)
+    (volume / STAGING / "new").mkdir(parents=True)
+    settle(str(volume), words, go=True)
+    assert (words, found(volume)) == ([Word.EXCHANGED, Word.AS_IT_WAS], NEW)
 
 
 def test_what_cannot_be_moved_away_leaves_the_volume_as_it_was(
