@@ -313,7 +313,9 @@ class _Jobs:
         """Until each store has answered once: a store that is away must not hold up the start."""
         if self._unswept:
             us = self._claimant()
-            self._unswept -= {name for name in self._unswept if sweep(self._prompt_stores[name], us, self._emit)}
+            self._unswept -= {
+                name for name in self._unswept if sweep(self._prompt_stores[name], us, self._emit, _now())
+            }
 
     def _claimant(self) -> Claimant:
         own, host = self._discovery.this_container(), self._settings.host or self._engine.identity().name

@@ -7,24 +7,28 @@ no other sidecar that runs, is touched, and only sets that have no manifest: the
 from __future__ import annotations
 
 from collections import defaultdict
+from datetime import datetime
 
 from sidecar import sets
 from sidecar.errors import ObjectMissing, OwnedByAnotherSidecar, StoreError
 from sidecar.events import Emit
-from sidecar.jobs.ownership import Claimant, is_ours
+from sidecar.jobs.ownership import Claimant, claim, is_ours
 from sidecar.stores.port import Store
 
 _OURS = "backup-"
 
 
-def sweep(store: Store, us: Claimant, emit: Emit) -> bool:
+def sweep(store: Store, us: Claimant, emit: Emit, now: datetime) -> bool:
     """Abort uploads and remove half sets that an earlier process of ours left. Nothing may be running.
+
+    A prefix that another sidecar has left becomes ours with that, so that whoever starts next finds us there.
 
     False when the store did not answer: emits `store_failed`. Raises OwnedByAnotherSidecar, and no other StoreError.
     """
     try:
         if not is_ours(store, us):
             return True
+        claim(store, us, now, emit)
         uploads = _abort_uploads(store)
         removed = _remove_half_sets(store)
     except OwnedByAnotherSidecar:

@@ -46,7 +46,7 @@ class Host:
             return dict(json.loads(source.read()))
 
     def sweep(self, us: Claimant | None = None) -> bool:
-        return sweep(self.store, us or self.sidecar(), self.emit)
+        return sweep(self.store, us or self.sidecar(), self.emit, datetime(2026, 1, 3, tzinfo=UTC))
 
 
 @pytest.fixture
@@ -104,6 +104,16 @@ def test_the_prefix_of_a_sidecar_that_does_not_run_any_more_is_taken_over_and_th
     host.engine.start("other")
     with pytest.raises(OwnedByAnotherSidecar, match="the sidecar backup"):
         host.claim(host.sidecar("other"))
+
+
+def test_a_place_is_held_from_the_start_on_and_not_only_from_the_first_run(host: Host) -> None:
+    another(host)
+    host.engine.kill("other")
+    assert host.sweep()  # our start
+    assert host.owner()["state"] == "backup-state"
+    host.engine.start("other")
+    with pytest.raises(OwnedByAnotherSidecar, match="the sidecar backup"):
+        host.sweep(host.sidecar("other"))  # its start
 
 
 def test_helpers_dead_men_and_the_users_containers_are_no_sidecars(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from sidecar.stores.memory import MemoryStore
 
 OWNER = b'{"format":1,"kind":"owner","engine":"ME","host":"here"}'
 ME, ANOTHER = (Claimant(engine, "here", "backup-state", lambda _: None) for engine in ("ME", "ANOTHER"))
+START = datetime(2026, 1, 3, tzinfo=UTC)
 GOOD, HALF = "backup-20260101_030000", "backup-20260102_030000"
 
 
@@ -48,7 +50,7 @@ def keys(store: MemoryStore) -> set[str]:
 
 def test_half_sets_and_uploads_of_a_killed_run_are_removed_and_named(store: MemoryStore, log: Log) -> None:
     before = keys(store)
-    assert sweep(store, ME, log)
+    assert sweep(store, ME, log, START)
     assert before - keys(store) == {f"{HALF}/db.tar.gz", f"{HALF}/RECOVER.txt"}
     assert list(store.pending()) == []
     assert log.events == [("recovered", {"store": "memory", "uploads": 1, "sets": [HALF]})]
@@ -56,7 +58,7 @@ def test_half_sets_and_uploads_of_a_killed_run_are_removed_and_named(store: Memo
 
 def test_another_engines_prefix_is_not_touched(store: MemoryStore, log: Log) -> None:
     before = keys(store)
-    assert sweep(store, ANOTHER, log)
+    assert sweep(store, ANOTHER, log, START)
     assert keys(store) == before
     assert len(list(store.pending())) == 1
     assert log.events == []
@@ -65,7 +67,7 @@ def test_another_engines_prefix_is_not_touched(store: MemoryStore, log: Log) -> 
 def test_a_prefix_without_an_owner_is_not_touched(store: MemoryStore, log: Log) -> None:
     store.delete(["owner.json"])
     before = keys(store)
-    assert sweep(store, ME, log)
+    assert sweep(store, ME, log, START)
     assert keys(store) == before
 
 
@@ -78,7 +80,7 @@ def test_a_manifest_that_the_listing_missed_saves_its_set(log: Log) -> None:
     store.put("owner.json", OWNER)
     store.put(f"{GOOD}/db.tar.gz", b"data")
     store.put(f"{GOOD}/manifest.json", b"{}")
-    assert sweep(store, ME, log)
+    assert sweep(store, ME, log, START)
     assert store.head(f"{GOOD}/db.tar.gz").size == 4
 
 
@@ -87,12 +89,12 @@ def test_a_store_that_does_not_answer_is_left_for_later_and_said(log: Log) -> No
         def open(self, key: str, **options: Any) -> Any:
             raise StoreUnreachable("nobody answers", hint="is the network up?", store=self.name)
 
-    assert not sweep(Away(), ME, log)
+    assert not sweep(Away(), ME, log, START)
     assert [name for name, _ in log.events] == ["store_failed"]
 
 
 def test_a_clean_store_says_nothing(log: Log) -> None:
     store = MemoryStore()
     store.put("owner.json", OWNER)
-    assert sweep(store, ME, log)
+    assert sweep(store, ME, log, START)
     assert log.events == []

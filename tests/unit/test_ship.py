@@ -229,7 +229,9 @@ def test_what_a_killed_shipment_left_is_written_over(route: Route) -> None:
     route.target.put("owner.json", sets.owner_document("ME", "here", NOON, "backup-state"))
     route.target.put(f"{SET}/db.tar.gz", ARCHIVE[:100])
     route.target.begin(f"{SET}/files.tar.gz")
-    assert sweep(route.target, ME, route.emit)  # as each start does, but for what is stored between
+    assert sweep(
+        route.target, ME, route.emit, datetime(2026, 1, 3, tzinfo=UTC)
+    )  # as each start does, but for what is stored between
     route.target.put(f"{SET}/db.tar.gz", ARCHIVE[:100])
     route.ship()
     route.assert_whole()
