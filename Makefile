@@ -36,7 +36,7 @@ venv: # the test environment, as the lock says
 test: ## all tests, on a real engine, real databases, a real S3 server
 	@$(MACHINE)/run-tests -m "not ceph"
 
-test-fast: venv ## unit and contract tests without an engine, about a minute
+test-fast: venv ## unit and contract tests without an engine, a few minutes
 	@$(MACHINE)/host-tools || [ $$? = 69 ]
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile tests/unit tests/contract \
 	  -m "not engine and not ceph and not slow"
