@@ -260,7 +260,7 @@ class DockerEngine:
             try:
                 self.start(identifier)
                 started = True
-                yield _Conversation(stream)
+                yield _Conversation(stream, lambda: self._runs(identifier))
             finally:
                 with suppress(OSError):  # closing alone would not do: the library may still hold its own end
                     stream.shutdown(socket.SHUT_RDWR)
@@ -268,6 +268,14 @@ class DockerEngine:
         finally:
             if not started:
                 self.remove(identifier)
+
+    def _runs(self, identifier: str) -> bool:
+        try:
+            return self.container(identifier).running
+        except ContainerGone:
+            return False
+        except EngineError:
+            return True  # as far as is known
 
     def _create(self, like: Container, role: str, body: Mapping[str, Any]) -> str:
         # Whoever finds it in `docker ps` sees whose it is.
@@ -476,23 +484,32 @@ class _Output:
 class _Conversation:
     """A container's standard input and output over one connection. What it says comes in frames, as in its logs."""
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: socket.socket, runs: Callable[[], bool]) -> None:
         self._stream = stream
+        self._runs = runs
         self._frames = _Frames()
         self._said = b""
         self._complained = b""
 
     def send(self, data: bytes | memoryview) -> None:
         """Give it bytes."""
-        self._stream.settimeout(PATIENT)
-        try:
-            self._stream.sendall(data)
-        except TimeoutError as error:
-            raise EngineError(
-                f"the helper container has taken nothing for {PATIENT:g} s", hint="see the disk of the volume"
-            ) from error
-        except OSError as error:
-            raise self._ended() from error
+        view = memoryview(data)
+        until = time.monotonic() + PATIENT
+        self._stream.settimeout(QUICK)
+        while view:
+            try:
+                view = view[self._stream.send(view) :]
+                until = time.monotonic() + PATIENT
+            except TimeoutError as error:
+                # The engine does not always close the connection of a container that has ended (seen on 20.10).
+                if not self._runs():
+                    raise self._ended() from error
+                if time.monotonic() >= until:
+                    raise EngineError(
+                        f"the helper container has taken nothing for {PATIENT:g} s", hint="see the disk of the volume"
+                    ) from error
+            except OSError as error:
+                raise self._ended() from error
 
     def end(self) -> None:
         """Nothing more to send."""

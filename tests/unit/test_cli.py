@@ -12,7 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from click.testing import CliRunner, Result
@@ -796,6 +796,15 @@ class Terminal:
             self.shown += chunk
         return Text.from_ansi(self.shown.decode().replace("\r\n", "\n")).plain
 
+    def interrupt(self) -> str:
+        """Ctrl-C, and again after a while if nothing happens, as a person does; all that was shown."""
+        until = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < until:
+            self.type(b"\x03")
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(3)
+        return self.read()
+
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
@@ -820,8 +829,7 @@ def test_on_a_terminal_progress_moves_and_the_end_is_a_table(daemon: DaemonProce
 def test_ctrl_c_leaves_with_130_and_the_run_goes_on(daemon: DaemonProcess):
     terminal = Terminal("run-now", "gate", "--socket", daemon.socket)
     terminal.read(until=b"copying shop_data")
-    terminal.type(b"\x03")
-    shown = terminal.read()
+    shown = terminal.interrupt()
 
     assert terminal.close() == 130
     assert "the run goes on in the daemon" in shown
