@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,23 +75,27 @@ def described_archive(store: Store, volume: SetVolume, blocks: Iterable[Block]) 
     return stored
 
 
-def tar_stream(archive: Archive, *, threads: int) -> Iterator[bytes]:
+def tar_stream(archive: Archive, *, threads: int) -> Generator[bytes, None, None]:
     """The tar stream of what is wanted, its end included. At most `threads` + 1 blocks are in memory.
 
-    Raises ArchiveDamaged, StoreError.
+    Close it, as `proven_blocks`. Raises ArchiveDamaged, StoreError.
     """
     blocks = (pieces[0].block for pieces in _by_block(archive.extract.pieces))
-    fetched = proven_blocks(archive.store, archive.stored, blocks, threads=threads)
-    for pieces, (raw, _) in zip(_by_block(archive.extract.pieces), fetched, strict=True):
-        whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
-        yield raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)
+    with closing(proven_blocks(archive.store, archive.stored, blocks, threads=threads)) as fetched:
+        for pieces, (raw, _) in zip(_by_block(archive.extract.pieces), fetched, strict=True):
+            whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
+            yield raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)
     yield END_OF_ARCHIVE
 
 
-def proven_blocks(store: Store, stored: Stored, blocks: Iterable[Block], *, threads: int) -> Iterator[Fetched]:
+def proven_blocks(
+    store: Store, stored: Stored, blocks: Iterable[Block], *, threads: int
+) -> Generator[Fetched, None, None]:
     """Blocks of an archive, in their order; at most `threads` + 1 are in memory.
 
-    Raises ArchiveDamaged, and StoreError, also when the object is replaced meanwhile.
+    Close it when it is not read to its end: one that the garbage collector finds waits for its threads in whichever
+    thread that is, and a thread that was just being started then never starts (seen: a deadlock). Raises
+    ArchiveDamaged, and StoreError, also when the object is replaced meanwhile.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="download") as pool:
         under_way: deque[Future[Fetched]] = deque()

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -151,8 +151,9 @@ def write_tar(wish: Wish, stores: Mapping[str, Store], write: Callable[[bytes], 
     plan = make_restore_plan(manifest, wish.named, volumes=(), containers=(), protected={}, into=_NOWHERE)
     (each,) = plan.volumes
     archive = find_archive(stores[catalogue.holders[manifest.set][0]], each.stored, _wanted(wish, each.stored))
-    for raw in tar_stream(archive, threads=threads):
-        write(raw)
+    with closing(tar_stream(archive, threads=threads)) as stream:
+        for raw in stream:
+            write(raw)
 
 
 def _wanted(wish: Wish, volume: SetVolume) -> Callable[[bytes], Extract]:
@@ -435,15 +436,16 @@ class _Restore:
 
     def _send(self, volume: str, archive: Archive, helper: Helper) -> None:
         done, total = 0, archive.extract.length
-        for raw in tar_stream(archive, threads=self._tools.threads):
-            self._check()
-            try:
-                helper.send(raw)
-            except HelperEnded:
-                self._word(helper, volume)  # raises its own reason, where it gave one
-                raise
-            done += len(raw)
-            self._follow(Progress("restoring", volume, done, total))
+        with closing(tar_stream(archive, threads=self._tools.threads)) as stream:
+            for raw in stream:
+                self._check()
+                try:
+                    helper.send(raw)
+                except HelperEnded:
+                    self._word(helper, volume)  # raises its own reason, where it gave one
+                    raise
+                done += len(raw)
+                self._follow(Progress("restoring", volume, done, total))
         self._word(helper, volume)
 
     # --- helpers and what they say -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import tee
@@ -32,7 +33,7 @@ from sidecar.errors import (
 )
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.catalogue import PRE_RESTORE, documents_of_sets, read_document
-from sidecar.jobs.download import described_archive, proven_blocks, proven_index
+from sidecar.jobs.download import Fetched, described_archive, proven_blocks, proven_index
 from sidecar.jobs.marks import mark
 from sidecar.jobs.ownership import Claimant
 from sidecar.plan import nearest
@@ -260,10 +261,9 @@ class _Verification:
         indexed, again = tee(read_blocks(index))
         crc32 = 0
 
-        def blocks() -> Iterator[tuple[IndexedBlock, bytes]]:
+        def blocks(fetched: Iterator[Fetched]) -> Iterator[tuple[IndexedBlock, bytes]]:
             nonlocal crc32
             done = 0
-            fetched = proven_blocks(store, archive, (each.block for each in again), threads=self._tools.threads)
             for each, (raw, its_crc32) in zip(indexed, fetched, strict=True):
                 self._check()
                 crc32 = isal_zlib.crc32_combine(crc32, its_crc32, each.block.length)
@@ -272,7 +272,9 @@ class _Verification:
                 self._follow(Progress("verifying", stored.volume, done, stored.raw_bytes))
 
         try:
-            audit(blocks())
+            blocks_of_it = (each.block for each in again)
+            with closing(proven_blocks(store, archive, blocks_of_it, threads=self._tools.threads)) as fetched:
+                audit(blocks(fetched))
         except ArchiveDamaged as error:
             if archive.key not in error.message:
                 error.message = f"{store.location}/{archive.key}: {error.message}"
