@@ -199,8 +199,15 @@ def test_list_of_one_set_shows_its_volumes(shop: Shop, one_set: dict[str, Any]) 
     text = shop.sidecar.verb("list", one_set["set"], check=True).out
     assert shop.notes in text
     assert shop.other in text
+
+
+def test_latest_is_the_newest_set_of_all_volumes(shop: Shop, one_set: dict[str, Any]) -> None:
+    of_one, _ = shop.sidecar.good_run(shop.notes)
+    listed = shop.sidecar.verb("list", "--json", check=True).json()["sets"]
+    assert listed[-1]["set"] == of_one["set"]
+    of_all = [each["set"] for each in listed if each["volumes"].keys() >= {shop.notes, shop.other}]
     newest = shop.sidecar.verb("list", "latest", "--json", check=True).json()["sets"]
-    assert [each["set"] for each in newest] == shop.sidecar.sets()[-1:]
+    assert [each["set"] for each in newest] == of_all[-1:]
 
 
 def test_list_of_one_volume_shows_the_files_that_match(shop: Shop, one_set: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -88,10 +89,12 @@ def test_a_missing_socket_is_to_be_mounted(tmp_path: Path) -> None:
     assert f"/var/run/docker.sock:{tmp_path}/none.sock, or correct DOCKER_HOST" in caught.value.hint
 
 
-def test_a_socket_that_nobody_listens_on_is_told_apart(impostor: Impostor, tmp_path: Path) -> None:
-    impostor.server.socket.close()
+def test_a_socket_that_nobody_listens_on_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
     with pytest.raises(EngineUnreachable, match="nothing answers") as caught:
-        impostor.engine()
+        connect({"DOCKER_HOST": f"unix://{path}"})
     assert "runs" in caught.value.hint
 
 
