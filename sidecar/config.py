@@ -434,7 +434,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "BACKUP_FULL_EVERY",
         "full_every",
-        "How often a run reads every file instead of trusting signatures.",
+        "How often a run reads every file instead of trusting signatures, and compares them with the set before.",
         _DURATIONS,
         duration,
         default="7d",
@@ -602,7 +602,6 @@ SETTINGS: tuple[Setting, ...] = (
 
 # Accepted and checked, but nothing acts on them yet: setting one is answered by a warning that says so.
 PLANNED: Mapping[str, str] = {
-    "BACKUP_FULL_EVERY": "reads every file in every run",
     "BACKUP_KEEP_LOCAL": "never deletes a set",
     "BACKUP_KEEP_S3": "never deletes a set",
     "BACKUP_OBJECT_LOCK": "does not lock objects: whoever may delete in the bucket can delete the sets",

@@ -238,6 +238,12 @@ class ChecksumMismatch(StoreError):
     code = "checksum_mismatch"
 
 
+class ReuseFailed(SidecarError):
+    """What an earlier archive was to give the next one is not there, or not what it was."""
+
+    code = "reuse_failed"
+
+
 class StoreFull(StoreError):
     """No space left in the store."""
 

@@ -30,6 +30,8 @@ EVENTS: dict[str, int] = {
     "volume_finished": logging.INFO,
     "volume_skipped": logging.WARNING,
     "file_changed": logging.WARNING,
+    "file_differs": logging.ERROR,
+    "reuse_refused": logging.WARNING,
     "unprotected_mount": logging.WARNING,
     "store_retry": logging.WARNING,
     "store_failed": logging.ERROR,

@@ -49,6 +49,15 @@ def set_time(name: str) -> datetime | None:
         return None
 
 
+def moment(text: str) -> datetime | None:
+    """The aware time that RFC 3339 text means; None for what is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
 def archive_key(set_: str, volume: str) -> str:
     """Where a volume's archive lies."""
     return f"{set_}/{volume}.tar.gz"
@@ -85,7 +94,11 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class SetVolume:
-    """One volume of a set. Sizes in bytes; raw_bytes: of the tar stream; files: entries with a tar record."""
+    """One volume of a set. Sizes in bytes; raw_bytes: of the tar stream; files: entries with a tar record.
+
+    read_at: RFC 3339, when all of it was last read, blocks of an earlier archive having been taken over since; may be
+    empty in older sets.
+    """
 
     volume: str
     group: str
@@ -99,6 +112,7 @@ class SetVolume:
     labels: Mapping[str, str]
     mountpoint: str
     changed_files: tuple[str, ...] = ()
+    read_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +401,7 @@ def _volume(document: dict[str, Any]) -> SetVolume:
         labels=_texts(document["labels"]),
         mountpoint=_text(document["mountpoint"]),
         changed_files=tuple(_text(path) for path in _list(document["changed_files"])),
+        read_at=_text(document.get("read_at", "")),
     )
 
 

@@ -181,6 +181,7 @@ class _Jobs:
             claimant=self._claimant(),
             state=STATE,
             max_pause=settings.max_pause.total_seconds(),
+            full_every=settings.full_every,
             level=settings.compression,
             threads=_cores(),
             host=settings.host or self._engine.identity().name,
@@ -192,7 +193,7 @@ class _Jobs:
             emit=self._emit,
             now=_now,
         )
-        return backup(request.volumes, request.tags, tools, follow, cancelled)
+        return backup(request.volumes, request.tags, tools, follow, cancelled, full=request.full)
 
     def ship(self, set_name: str, store: str, follow: Follow, cancelled: threading.Event) -> Shipped:
         target, source = self._bare_stores[store], self._source()

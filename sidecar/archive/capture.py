@@ -12,15 +12,19 @@ import gc
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 
+from sidecar.archive import filesystem
 from sidecar.archive.copies import READERS, Copies, same, signature_of
 from sidecar.archive.entry import Entry, Kind, kind_of
+from sidecar.archive.packer import Packer
+from sidecar.archive.pool import Chain, Pool, fingerprint_of
+from sidecar.archive.settled import keeps_times, settled
 from sidecar.archive.spool import Spool
 from sidecar.errors import SidecarError, VolumeUnavailable, VolumeUnreadable
 
@@ -62,41 +66,50 @@ class Capture:
         return sum(file.data_length for file in self.files)
 
 
-def measure(root: str) -> tuple[int, int]:
-    """Number of regular files, and the bytes that a capture of them would take; hard links count once.
+def measure(root: str, synced_ns: int | None = None) -> tuple[int, int, int]:
+    """Number of regular files, the bytes of their data, and how many of those are not settled.
 
-    An estimate, because nothing is frozen. Raises VolumeUnavailable, VolumeUnreadable.
+    Hard links count once. synced_ns: as for `settled`; None where nothing is. An estimate, because nothing is frozen.
+    Raises VolumeUnavailable, VolumeUnreadable.
     """
-    files = size = 0
+    files = size = hot = 0
     linked: set[tuple[int, int]] = set()
-    path = b""
+    path = [b""]
     try:
         with closing(_Descent(_open_root(root))) as descent:
-            while descent.levels:
-                level = descent.levels[-1]
-                for name, kind in level.names:
-                    path = level.prefix + os.fsencode(name)
-                    if kind is Kind.DIRECTORY and descent.enter(name, path):
-                        break
-                    if kind is not Kind.FILE:
+            trusted = synced_ns is not None and keeps_times(filesystem.type_of(descent.levels[0].descriptor))
+            for status in _files(descent, path):
+                if status.st_nlink > 1:
+                    identity = (status.st_dev, status.st_ino)
+                    if identity in linked:
                         continue
-                    try:
-                        status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    if status.st_nlink > 1:
-                        identity = (status.st_dev, status.st_ino)
-                        if identity in linked:
-                            continue
-                        linked.add(identity)
-                    if stat.S_ISREG(status.st_mode):
-                        files += 1
-                        size += min(status.st_size, status.st_blocks * _SECTOR)
-                else:
-                    descent.leave()
+                    linked.add(identity)
+                length = min(status.st_size, status.st_blocks * _SECTOR)
+                files += 1
+                size += length
+                if not (trusted and settled(signature_of(status), synced_ns or 0)):
+                    hot += length
     except OSError as exc:
-        raise _unreadable(root, exc, path) from exc
-    return files, size
+        raise _unreadable(root, exc, path[0]) from exc
+    return files, size, hot
+
+
+def _files(descent: _Descent, path: list[bytes]) -> Iterator[os.stat_result]:
+    """The status of every regular file on the way; path: where it is, for error messages."""
+    while descent.levels:
+        level = descent.levels[-1]
+        for name, kind in level.names:
+            path[0] = level.prefix + os.fsencode(name)
+            if kind is Kind.DIRECTORY and descent.enter(name, path[0]):
+                break
+            if kind is not Kind.FILE:
+                continue
+            with suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    yield status
+        else:
+            descent.leave()
 
 
 def sync(root: str, copies: Copies, now_ns: int) -> None:
@@ -109,39 +122,88 @@ def sync(root: str, copies: Copies, now_ns: int) -> None:
             os.close(top)
 
 
-def precopy(root: str, copies: Copies, check: Callable[[], None], copied: Callable[[int], None]) -> None:
-    """Bring the copies of the files below `root` up to date, as one walk, while they are being changed.
+def pack(
+    root: str,
+    copies: Copies,
+    pool: Pool,
+    packer: Packer,
+    check: Callable[[], None],
+    copied: Callable[[int], None],
+    choose: Callable[[], Sequence[Chain]],
+) -> None:
+    """The live pass, as one walk: what the pool has not is packed if it is settled, and copied if it is hot.
 
-    Nothing that changes on the way is an error: a later walk meets it again. check, copied: as for `capture`.
-    Raises what check raises, SpoolFull, VolumeUnavailable, VolumeUnreadable.
+    choose: when the walk has met all files, makes parts of the earlier archive's chains that stand; gives those that
+    are of no use, whose files are read like the others. Otherwise as `precopy`; raises what the packer's `send` raises.
     """
-    walk = _Walk(copies, check, copied)
+    walk = _Walk(copies, check, copied, pool=pool, packer=packer)
+
+    def fallen() -> Iterator[Chain]:
+        yield from pool.fallen()
+        packer.drain()
+        yield from choose()
+        packer.end()
+        walk.packer = None
+        yield from pool.fallen()
+
+    _while_it_changes(root, walk, fallen)
+
+
+def precopy(
+    root: str, copies: Copies, check: Callable[[], None], copied: Callable[[int], None], pool: Pool | None = None
+) -> None:
+    """Bring the copies of the files below `root` that are in no block of the pool up to date, as one walk.
+
+    While they are being changed: nothing that changes on the way is an error, because a later walk meets it again.
+    check, copied: as for `capture`. Raises what check raises, SpoolFull, VolumeUnavailable, VolumeUnreadable.
+    """
+    _while_it_changes(root, _Walk(copies, check, copied, pool=pool), pool.fallen if pool else lambda: ())
+
+
+def _while_it_changes(root: str, walk: _Walk, fallen: Callable[[], Iterable[Chain]]) -> None:
     top = _open_root(root)
     try:
-        walk.run(top)
-    except _MovedAway:
-        pass
+        try:
+            walk.run(top)
+        except _MovedAway:
+            pass
+        except OSError as exc:
+            if exc.errno not in _PASSING:
+                raise
+        walk.read_again(top, fallen())
     except OSError as exc:
-        if exc.errno not in _PASSING:
-            raise _unreadable(root, exc, walk.path) from exc
-    copies.spool.flush()
+        raise _unreadable(root, exc, walk.path) from exc
+    finally:
+        os.close(top)
+    walk.capture.spool.flush()
 
 
-def capture(root: str, copies: Copies, check: Callable[[], None], copied: Callable[[int], None]) -> Capture:
+def capture(
+    root: str,
+    copies: Copies,
+    check: Callable[[], None],
+    copied: Callable[[int], None],
+    pool: Pool | None = None,
+) -> Capture:
     """Bring the copies of the tree below `root` up to date for the last time, as one walk; all that it found.
 
+    pool: blocks that hold what is not copied; those that no longer do have fallen when this returns.
     check: called often (each directory, 4 MiB, 128 entries); raises to stop (budget spent, told to stop).
     copied: told the bytes read since its last call, as often.
     Raises what check raises, SpoolFull, VolumeUnavailable, VolumeUnreadable.
     """
     with ThreadPoolExecutor(READERS, thread_name_prefix="compare") as readers:
-        walk = _Walk(copies, check, copied, readers)
+        walk = _Walk(copies, check, copied, readers, pool)
         top = _open_root(root)
         try:
             with _no_garbage_collection():
                 walk.run(top)
+                if pool:
+                    walk.read_again(top, pool.fallen())
         except OSError as exc:
             raise _unreadable(root, exc, walk.path) from exc
+        finally:
+            os.close(top)
     copies.spool.flush()
     return walk.capture
 
@@ -257,7 +319,7 @@ class _Descent:
 
 
 class _Walk:
-    """One walk of `precopy`, or the last one, of `capture`, which has readers."""
+    """One walk: the live pass, which has a packer; one of `precopy`; or the last one, of `capture`, with readers."""
 
     def __init__(
         self,
@@ -265,6 +327,8 @@ class _Walk:
         check: Callable[[], None],
         copied: Callable[[int], None],
         readers: Executor | None = None,
+        pool: Pool | None = None,
+        packer: Packer | None = None,
     ) -> None:
         self.capture = Capture(copies.spool)
         self.path = b""  # for error messages
@@ -272,6 +336,9 @@ class _Walk:
         self._check = check
         self._copied = copied
         self._readers = readers
+        self._pool = pool
+        self.packer = packer
+        self._device = -1
         self._last = readers is not None
         self._gone = _REPLACED if self._last else _PASSING
         self._untold = 0
@@ -280,7 +347,10 @@ class _Walk:
 
     def run(self, top: int) -> None:
         self._copies.written = 0
-        with closing(_Descent(top)) as descent:
+        if self._pool:
+            self._pool.begin_walk()
+            self._device = os.fstat(top).st_dev
+        with closing(_Descent(os.open(".", _OPEN_DIRECTORY, dir_fd=top))) as descent:
             while descent.levels:
                 level = descent.levels[-1]
                 for number, (name, kind) in enumerate(level.names):
@@ -326,6 +396,10 @@ class _Walk:
             if status.st_nlink > 1 and (first := self._first_names.get((status.st_dev, status.st_ino))):
                 self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(status), first))
                 return
+            if self._pool and self._is_pooled(path, status):
+                if status.st_nlink > 1:
+                    self._first_name(status)
+                return
             if entry := self._copies.unchanged(status, last=self._last):
                 if status.st_nlink > 1:
                     self._first_name(status)
@@ -345,13 +419,61 @@ class _Walk:
             if before.st_nlink > 1 and (first := self._first_name(before)):
                 self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(before), first))
                 return
-            attributes = _attributes(descriptor)
-            entry, still = self._copies.bring(descriptor, before, path, attributes, self._read, self._readers)
-            if not still:
-                self.capture.changed.append(path)
+            self._take(descriptor, before)
         finally:
             os.close(descriptor)
+
+    def _is_pooled(self, path: bytes, status: os.stat_result) -> bool:
+        """Whether a block of the pool holds this file; that it has been met is noted there."""
+        assert self._pool is not None
+        number = fingerprint_of(path, status)
+        chain = self._pool.chain_of(number)
+        if chain is None or status.st_dev != self._device:
+            return False
+        chain.seen += number
+        return True
+
+    def _take(self, descriptor: int, before: os.stat_result) -> None:
+        """Read an open regular file into a block or into the spool."""
+        path = self.path
+        attributes = _attributes(descriptor)
+        if self.packer and self._copies.is_settled(before):
+            number = fingerprint_of(path, before)
+            if self.packer.add(descriptor, before, path, attributes, number, self._read):
+                return
+        entry, still = self._copies.bring(descriptor, before, path, attributes, self._read, self._readers)
+        if not still:
+            self.capture.changed.append(path)
         self.capture.files.append(entry)
+
+    def read_again(self, top: int, fallen: Iterable[Chain]) -> None:
+        """Take the files of chains that have fallen, unless the walk has taken them or they are gone."""
+        taken: set[bytes] | None = None
+        for chain in fallen:
+            assert self._pool is not None
+            if taken is None:
+                taken = {entry.path for entry in self.capture.files}
+            for path in self._pool.files_of(chain):
+                if path not in taken:
+                    self._again(top, path)
+                    self._tell()
+
+    def _again(self, top: int, path: bytes) -> None:
+        assert self._pool is not None
+        self.path = path
+        try:
+            descriptor = _open_below(top, path)
+            try:
+                before = os.fstat(descriptor)
+                is_link = before.st_nlink > 1 and self._first_name(before)  # it is in the archive as a link to that
+                is_packed = self._pool.chain_of(fingerprint_of(path, before))  # by now, into another block
+                if stat.S_ISREG(before.st_mode) and not is_link and not is_packed:
+                    self._take(descriptor, before)
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            if exc.errno not in self._gone:  # else its directory has changed, and the walk knows
+                raise
 
     def _read(self, length: int) -> None:
         self._untold += length
@@ -406,6 +528,22 @@ def _listed_kind(entry: os.DirEntry[str]) -> Kind | None:
 def _leads_out(link: bytes) -> bool:
     """Whether a symlink's target is one that GNU tar distrusts: absolute, or with `..`."""
     return link.startswith(b"/") or b".." in link.split(b"/")
+
+
+def _open_below(top: int, path: bytes) -> int:
+    """Open a file by its path, through no symlink. Raises OSError."""
+    *above, name = path.split(b"/")
+    directory = top
+    try:
+        for each in above:
+            below = os.open(each, _OPEN_DIRECTORY, dir_fd=directory)
+            if directory != top:
+                os.close(directory)
+            directory = below
+        return os.open(name, _OPEN_FILE, dir_fd=directory)
+    finally:
+        if directory != top:
+            os.close(directory)
 
 
 def _attributes(where: int | str) -> tuple[tuple[bytes, bytes], ...]:

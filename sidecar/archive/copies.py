@@ -92,6 +92,17 @@ class Copies:
         self._synced_ns = now_ns
         self._device = os.fstat(root).st_dev
 
+    @property
+    def synced_ns(self) -> int | None:
+        """When `sync` last wrote out the file system; None where nothing may count as settled."""
+        return self._synced_ns
+
+    def is_settled(self, status: os.stat_result) -> bool:
+        """Whether a file of this status, read from now on, holds what was read for as long as its signature does."""
+        if self._synced_ns is None or status.st_dev != self._device:
+            return False
+        return settled(signature_of(status), self._synced_ns)
+
     def unchanged(self, status: os.stat_result, *, last: bool) -> Entry | None:
         """The entry of a file of this status whose copy is what it holds, known without reading it; else None.
 
@@ -140,7 +151,7 @@ class Copies:
         hashes = known.hashes if known else bytearray()
         ranges = self._room(known, sum(run.length for run in runs), hashes)
         signature = signature_of(before)
-        old = self._synced_ns is not None and before.st_dev == self._device and settled(signature, self._synced_ns)
+        old = self.is_settled(before)
         stream = _Stream(descriptor, ranges, hashes, hashing=not (old or last_readers))
         if last_readers and sum(run.length for run in runs) > _SHARE * SLICE:
             whole = self._bring_shared(stream, runs, read, last_readers)

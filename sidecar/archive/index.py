@@ -11,11 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from isal import isal_zlib
+
 from sidecar.archive.blocks import BlockPlan
 from sidecar.archive.entry import Entry, Kind, Signature
 from sidecar.errors import SetInvalid
 
 FORMAT = 1
+_OFFSET = b'{"offset":'
+_DAMAGES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 COLUMNS = ("path", "type", "size", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "ino", "at", "link")
 
 
@@ -44,12 +48,14 @@ class Block:
 class IndexedBlock:
     """A block with the files that begin in it.
 
-    continues: the file that the block begins inside of, and its stored bytes before.
+    continues: the file that the block begins inside of, and its stored bytes before. data_crc32: of each file's data;
+    only of a block whose files were all settled when they were read, so that their signatures can be trusted.
     """
 
     block: Block
     files: tuple[IndexedFile, ...]
     continues: tuple[bytes, int] | None
+    data_crc32: tuple[int, ...] | None = None
 
 
 def header_line(volume: str, set_name: str) -> bytes:
@@ -57,8 +63,8 @@ def header_line(volume: str, set_name: str) -> bytes:
     return _line({"format": FORMAT, "kind": "index", "volume": volume, "set": set_name, "columns": COLUMNS})
 
 
-def block_line(block: Block, plan: BlockPlan) -> bytes:
-    """The line of one block made after `plan`."""
+def block_line(block: Block, plan: BlockPlan, data_crc32: Iterable[int] | None = None) -> bytes:
+    """The line of one block made after `plan`. data_crc32: as in IndexedBlock."""
     document: dict[str, Any] = {
         "offset": block.offset,
         "length": block.length,
@@ -69,7 +75,24 @@ def block_line(block: Block, plan: BlockPlan) -> bytes:
     }
     if plan.continues is not None:
         document["continues"] = {"path": _text(plan.continues.path), "stored": plan.continues.stored}
+    if data_crc32 is not None:
+        document["data_crc32"] = [f"{each:08x}" for each in data_crc32]
     return _line(document)
+
+
+def moved_line(line: bytes, offset: int) -> bytes:
+    """The line of the same block in another archive, where it begins at `offset`."""
+    if not line.startswith(_OFFSET):
+        raise ValueError("a block's line begins with its offset")
+    return b"%s%d%s" % (_OFFSET, offset, line[line.index(b",") :])
+
+
+def combined_crc32(blocks: Iterable[Block]) -> int:
+    """CRC32 of the compressed bytes of blocks that follow one another."""
+    crc32 = 0
+    for block in blocks:
+        crc32 = isal_zlib.crc32_combine(crc32, block.crc32, block.length)
+    return crc32
 
 
 def summary_line(*, blocks: int, files: int, size: int, crc32: int, sockets: Iterable[bytes]) -> bytes:
@@ -85,11 +108,24 @@ def summary_line(*, blocks: int, files: int, size: int, crc32: int, sockets: Ite
     )
 
 
+def read_line(line: bytes) -> IndexedBlock:
+    """The block of one line. Raises SetInvalid."""
+    try:
+        return _block(json.loads(line))
+    except _DAMAGES as exc:
+        raise SetInvalid("a line of the index is damaged", hint="verify the set") from exc
+
+
 def read_index(lines: Iterable[bytes]) -> Iterator[IndexedBlock]:
     """The blocks of an index. Raises SetInvalid for another format, a torn or an inconsistent index.
 
     A torn one is known at its end only: until the iteration is over, its blocks are hearsay.
     """
+    return (indexed for _, indexed in read_index_lines(lines))
+
+
+def read_index_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, IndexedBlock]]:
+    """The blocks of an index, each with its line. Otherwise as `read_index`."""
     offset = blocks = files = 0
     summary: tuple[int, int, int] | None = None
     for number, line in enumerate(lines):
@@ -108,14 +144,14 @@ def read_index(lines: Iterable[bytes]) -> Iterator[IndexedBlock]:
                 summary = (document["blocks"], document["files"], document["size"])
                 continue
             indexed = _block(document)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        except _DAMAGES as exc:
             raise SetInvalid(f"line {number + 1} of the index is damaged", hint="verify the set") from exc
         if indexed.block.offset != offset:
             raise SetInvalid(f"the index has a gap at {offset}", hint="verify the set")
         offset += indexed.block.length
         blocks += 1
         files += len(indexed.files)
-        yield indexed
+        yield line, indexed
     if summary != (blocks, files, offset):
         raise SetInvalid("the index is torn", hint="verify the set")
 
@@ -139,7 +175,17 @@ def _block(document: dict[str, Any]) -> IndexedBlock:
         ),
         tuple(_file(row) for row in document["files"]),
         (_bytes(continues["path"]), _number(continues["stored"])) if continues else None,
+        _data_crc32(document),
     )
+
+
+def _data_crc32(document: dict[str, Any]) -> tuple[int, ...] | None:
+    found = document.get("data_crc32")
+    if found is None:
+        return None
+    if len(found) != len(document["files"]):
+        raise ValueError("data_crc32 is not one for each file")
+    return tuple(int(each, 16) for each in found)
 
 
 def _file(row: list[Any]) -> IndexedFile:

@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from isal import igzip, isal_zlib
 
 from sidecar.archive.entry import Kind
-from sidecar.archive.index import Block, IndexedBlock, read_index
+from sidecar.archive.index import Block, IndexedBlock, read_index_lines
+from sidecar.archive.member import GZIP
 from sidecar.archive.records import END_OF_ARCHIVE
-from sidecar.archive.writer import GZIP
 from sidecar.errors import ArchiveDamaged, SetInvalid
 
 # A block is about 8 MiB of tar stream (docs/FORMAT.md). What claims to be far larger is no archive of ours.
@@ -46,13 +46,18 @@ class Extract:
 
 def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
     """The blocks that an index (the whole object) names, in order. Raises SetInvalid."""
+    return (each for _, each in read_lines(index))
+
+
+def read_lines(index: bytes) -> Iterator[tuple[bytes, IndexedBlock]]:
+    """The same, each with its line."""
     try:
-        for each in read_index(igzip.IGzipFile(fileobj=io.BytesIO(index))):
+        for line, each in read_index_lines(igzip.IGzipFile(fileobj=io.BytesIO(index))):
             if not 0 < each.block.raw_length <= MOST_RAW or not 0 < each.block.length <= MOST_RAW:
                 raise SetInvalid(
                     f"the index claims a block of {each.block.raw_length} bytes at {each.block.offset}", hint=_HINT
                 )
-            yield each
+            yield line, each
     except (EOFError, gzip.BadGzipFile, isal_zlib.error) as exc:  # type: ignore[misc]  # isal's stub gives no class
         raise SetInvalid(f"the index is not whole: {exc}", hint=_HINT) from exc
 

@@ -79,9 +79,9 @@ class SpoolSpace:
         """Give claimed bytes back."""
         self._claimed -= length
 
-    def new(self, name: str) -> Spool:
+    def new(self, name: str, suffix: str = ".raw") -> Spool:
         """An empty spool file for one volume."""
-        return Spool(self, self.path(name, ".raw"))
+        return Spool(self, self.path(name, suffix))
 
     def path(self, name: str, suffix: str) -> Path:
         """Where a file for a volume lies; names of volume plug-ins may hold slashes."""

@@ -1,16 +1,14 @@
-"""Blocks in, compressed blocks out: filled from the spool and compressed on all cores, delivered in order."""
+"""One archive and its index: the pool's blocks, then the rest, filled from the spool, compressed on all cores."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from isal import igzip, isal_zlib
 
@@ -18,10 +16,11 @@ from sidecar.archive import index
 from sidecar.archive.blocks import BlockPlan, plan_blocks
 from sidecar.archive.capture import Capture
 from sidecar.archive.entry import Range
+from sidecar.archive.member import Member, make_member
+from sidecar.archive.pool import Pool, Stretch
 from sidecar.archive.spool import Spool
 from sidecar.errors import SetInvalid
 
-GZIP = 31  # isal's and zlib's wbits for one gzip member with its header and trailer; MTIME stays 0
 _INDEX_LEVEL = 2
 
 
@@ -36,12 +35,6 @@ class ArchiveSummary:
     crc32: int
 
 
-class _Member(NamedTuple):
-    data: bytes
-    crc32: int
-    sha256: str
-
-
 def write_archive(
     captured: Capture,
     deliver: Callable[[bytes], None],
@@ -53,21 +46,33 @@ def write_archive(
     threads: int,
     check: Callable[[], None],
     packed: Callable[[int], None] = lambda _: None,
+    pool: Pool | None = None,
+    keep: Callable[[Stretch], None] = lambda _: None,
 ) -> ArchiveSummary:
-    """Pack and compress what was captured; deliver each compressed block in order; write the index beside.
+    """The pool's blocks, then what was captured, packed, compressed and delivered in order; the index beside.
 
-    deliver is called from this thread only, and blocks when the stores are slower than we are. level: ISA-L's, 0 to 3.
-    check raises to stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory.
+    keep: told each stretch of the pool that is part of the archive, before anything is delivered. deliver is called
+    from this thread only, and blocks when the stores are slower than we are. level: ISA-L's, 0 to 3. check raises to
+    stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory.
     Raises what deliver, check and packed raise.
     """
     entries = chain(captured.files, captured.others)
     size = raw_size = files = blocks = crc = 0
     with (
-        ThreadPoolExecutor(threads, thread_name_prefix="compress") as pool,
+        ThreadPoolExecutor(threads, thread_name_prefix="compress") as compressors,
         igzip.IGzipFile(index_path, "wb", compresslevel=_INDEX_LEVEL) as lines,
     ):
         lines.write(index.header_line(volume, set_name))
-        under_way: deque[tuple[BlockPlan, Future[_Member]]] = deque()
+        for stretch, described in pool.in_order() if pool else ():
+            for line, pooled in described:
+                lines.write(index.moved_line(line, size))
+                size += pooled.block.length
+                raw_size += pooled.block.raw_length
+                crc = isal_zlib.crc32_combine(crc, pooled.block.crc32, pooled.block.length)
+                files += pooled.files
+                blocks += 1
+            keep(stretch)
+        under_way: deque[tuple[BlockPlan, Future[Member]]] = deque()
 
         def finish_oldest() -> None:
             nonlocal size, raw_size, files, blocks, crc
@@ -86,7 +91,7 @@ def write_archive(
         try:
             for plan in plan_blocks(entries):
                 check()
-                under_way.append((plan, pool.submit(_make, plan, captured.spool, level)))
+                under_way.append((plan, compressors.submit(_make, plan, captured.spool, level)))
                 while len(under_way) > threads + 1:
                     finish_oldest()
             while under_way:
@@ -109,9 +114,8 @@ def read_index_file(path: Path) -> Iterator[index.IndexedBlock]:
             raise SetInvalid(f"the index is not whole: {exc}", hint="verify the set") from exc
 
 
-def _make(plan: BlockPlan, spool: Spool, level: int) -> _Member:
-    data = isal_zlib.compress(_fill(plan, spool), level, GZIP)
-    return _Member(data, isal_zlib.crc32(data), hashlib.sha256(data).hexdigest())
+def _make(plan: BlockPlan, spool: Spool, level: int) -> Member:
+    return make_member(_fill(plan, spool), level)
 
 
 def _fill(plan: BlockPlan, spool: Spool) -> bytearray:

@@ -11,17 +11,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from isal import isal_zlib
-
 from sidecar import sets
-from sidecar.archive.capture import Capture, capture, measure, precopy, sync
-from sidecar.archive.copies import Copies, another_round
-from sidecar.archive.spool import SpoolSpace, with_growth
-from sidecar.archive.unpack import is_unsettled
-from sidecar.archive.writer import write_archive
+from sidecar.archive.capture import Capture
+from sidecar.archive.copies import another_round
+from sidecar.archive.spool import SpoolSpace
 from sidecar.config import StageFault
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
@@ -32,6 +28,7 @@ from sidecar.errors import (
     ContainerGone,
     EngineError,
     Interrupted,
+    ReuseFailed,
     SidecarError,
     StoreError,
     VolumeUnavailable,
@@ -39,13 +36,18 @@ from sidecar.errors import (
 )
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.consignment import Consignment
+from sidecar.jobs.earlier import Earlier, EarlierSets
 from sidecar.jobs.ledger import Ledger
 from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.stages import Stages
+from sidecar.jobs.volume import Compression, VolumeBackup
 from sidecar.model import Quiesce
 from sidecar.plan import Group, Plan, PlannedVolume
 from sidecar.report import RunReport, rfc3339
+from sidecar.stores.parts import strictest
 from sidecar.stores.port import Store
+
+_SHORT = 1.0  # seconds
 
 
 class SetNames:
@@ -70,9 +72,9 @@ class Tools:
 
     plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
     spool: makes the run's empty spool. dead_man: for a run's identifier. claimant: who writes to the stores. max_pause
-    in seconds; level: ISA-L's; threads: compressors, half of the uploads of each store. endpoint: of an S3 server that
-    is not Amazon's, for RECOVER.txt. local_by_default: nobody said where to keep sets. stage_fault: for tests.
-    warnings: said with every run.
+    in seconds; full_every: how often all of a volume is read, whatever is known of it; level: ISA-L's; threads:
+    compressors, half of the uploads of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt.
+    local_by_default: nobody said where to keep sets. stage_fault: for tests. warnings: said with every run.
     """
 
     engine: Engine
@@ -85,6 +87,7 @@ class Tools:
     claimant: Claimant
     state: Path
     max_pause: float
+    full_every: timedelta
     level: int
     threads: int
     host: str
@@ -98,13 +101,20 @@ class Tools:
 
 
 def backup(
-    named: tuple[str, ...], tags: Mapping[str, str], tools: Tools, follow: Follow, cancelled: threading.Event
+    named: tuple[str, ...],
+    tags: Mapping[str, str],
+    tools: Tools,
+    follow: Follow,
+    cancelled: threading.Event,
+    *,
+    full: bool = False,
 ) -> RunReport:
     """Back up the planned volumes (or those named) into every store. Faults that have a name end in the report.
 
-    Raises NotFound for a volume that does not exist.
+    full: read everything, and compare it with what the earlier set says. Raises NotFound for a volume that does not
+    exist.
     """
-    run = _Run(tags, tools, follow, cancelled)
+    run = _Run(tags, tools, follow, cancelled, full=full)
     with ExitStack() as undo:
         try:
             plan = run.plan(named)
@@ -112,15 +122,16 @@ def backup(
             run.stand_by(undo)
             run.open_stores(undo)
             run.stage("planned")
-            for group in plan.groups:
-                with run.failing_alone(group), ExitStack() as spools:
-                    reserved = run.reserve(group, spools)  # a full disk is found before anybody has to wait
-                    copied = run.precopy(group, reserved)  # in rounds, while the application runs
+            for group in run.attempts(plan):
+                with run.failing_alone(group), ExitStack() as taken:
+                    volumes = run.reserve(group, taken)  # a full disk is found before anybody has to wait
+                    packed = run.pack(group, volumes)  # blocks of the earlier archive, and other settled files
+                    copied = run.precopy(group, packed)  # hot ones, in rounds, while the application runs
                     run.stage("copied")
                     with run.hooked(group, copied) as ready:  # pre hooks; and post hooks, whatever becomes of it
                         captures = run.capture(group, ready)  # journal, freeze, copy what has changed, confirm, thaw
-                    for planned, captured in captures:
-                        run.archive(group, planned, captured)
+                    for volume, captured in captures:
+                        run.archive(group, volume, captured)
                     run.stage("archived")
             run.stage("assembled")
             run.commit()
@@ -137,7 +148,9 @@ def backup(
 class _Run:
     """One run: the steps of `backup`."""
 
-    def __init__(self, tags: Mapping[str, str], tools: Tools, follow: Follow, cancelled: threading.Event) -> None:
+    def __init__(
+        self, tags: Mapping[str, str], tools: Tools, follow: Follow, cancelled: threading.Event, *, full: bool
+    ) -> None:
         self.ledger = Ledger(uuid.uuid4().hex[:12], tools.now(), tools.emit)
         self.stage = Stages(tools.stage_fault, tools.state, cancelled)
         self._tags = tags
@@ -147,6 +160,9 @@ class _Run:
         self._space = tools.spool()
         self._consignments: list[Consignment] = []
         self._engine_id = ""
+        self._full = full
+        self._reuse = True
+        self._earlier: EarlierSets | None = None
 
     def plan(self, named: tuple[str, ...]) -> Plan:
         """Ask the engine, and decide."""
@@ -187,6 +203,14 @@ class _Run:
             consignment.claim(tools.claimant, self.ledger.started)
         self.ledger.set = tools.names.next(lambda name: any(c.holds(name) for c in self._consignments))
 
+    def attempts(self, plan: Plan) -> Iterator[Group]:
+        """Each group; and once more, with nothing reused, where an earlier archive turned out to be of no use."""
+        for group in plan.groups:
+            self._reuse = True
+            yield group
+            if not self._reuse:
+                yield group
+
     @contextmanager
     def failing_alone(self, group: Group) -> Iterator[None]:
         """A fault of this group ends this group, not the run; without a store left the run ends."""
@@ -197,42 +221,72 @@ class _Run:
         except (Interrupted, StoreError) as error:
             self.ledger.group_dropped(group, error, self._paused_ms())
             raise
+        except ReuseFailed as error:
+            self._reuse = False
+            self.ledger.group_begun_anew(group, error)
         except SidecarError as error:
             self.ledger.group_failed(group, error, self._paused_ms())
 
-    def reserve(self, group: Group, undo: ExitStack) -> list[tuple[PlannedVolume, Copies]]:
-        """Room in the spool for each volume as it is now, and for its growth. A volume that cannot be read fails alone.
+    def reserve(self, group: Group, undo: ExitStack) -> list[VolumeBackup]:
+        """Room in the spool for what is hot in each volume, and for its growth. One that cannot be read fails alone.
 
         Raises SpoolFull.
         """
-        reserved = []
-        for planned in group.volumes:
-            with self._failing_alone(group, planned):
-                _refuse_unsettled(planned)
-                _, size = measure(planned.path)
-                spool = undo.enter_context(self._space.new(planned.volume.name))
-                spool.reserve(with_growth(size))
-                reserved.append((planned, Copies(spool)))
-        return reserved
+        begun = [
+            VolumeBackup(
+                planned,
+                self.ledger.set,
+                self._alive(),
+                self._space,
+                Compression(self._tools.level, self._tools.threads),
+                undo,
+                self._check,
+            )
+            for planned in group.volumes
+        ]
+        self._sync(begun)
+        volumes = []
+        for volume in begun:
+            with self._failing_alone(group, volume.planned):
+                volume.prepare()
+                volumes.append(volume)
+        return volumes
 
-    def precopy(self, group: Group, volumes: list[tuple[PlannedVolume, Copies]]) -> list[tuple[PlannedVolume, Copies]]:
+    def pack(self, group: Group, volumes: list[VolumeBackup]) -> list[VolumeBackup]:
+        """The live pass over each volume. Those that could be read.
+
+        Raises SpoolFull, Interrupted, StoreError, ReuseFailed.
+        """
+        packed = []
+        self._pass_began = self._tools.now()
+        for volume in volumes:
+            self._check()
+            with self._failing_alone(group, volume.planned):
+                earlier = self._earlier_of(volume) if volume.can_reuse and self._reuse else None
+                now = self._tools.now()
+                is_full = self._full or earlier is None or earlier.is_due(now, self._tools.full_every)
+                volume.pack(earlier, is_full=is_full, read=self._counter("copying", volume.planned, volume.size))
+                packed.append(volume)
+        return packed
+
+    def precopy(self, group: Group, volumes: list[VolumeBackup]) -> list[VolumeBackup]:
         """Copy while the application runs, in rounds, until the freeze would find little. Those that could be read.
 
         Raises SpoolFull, Interrupted, StoreError.
         """
-        written: list[int] = []
         began = self._tools.now()
+        # A live pass that was over at once was the first round; after a long one much may have changed.
+        is_round = (began - self._pass_began).total_seconds() < _SHORT and all(each.can_reuse for each in volumes)
+        written = [sum(volume.written for volume in volumes)] if is_round else []
         while volumes and another_round(written, (self._tools.now() - began).total_seconds()):
-            volumes = self._round(group, volumes, is_first=not written)
+            volumes = self._round(group, volumes)
             if not written:
                 began = self._tools.now()
-            written.append(sum(copies.written for _, copies in volumes))
+            written.append(sum(volume.written for volume in volumes))
         return volumes
 
     @contextmanager
-    def hooked(
-        self, group: Group, volumes: list[tuple[PlannedVolume, Copies]]
-    ) -> Iterator[list[tuple[PlannedVolume, Copies]]]:
+    def hooked(self, group: Group, volumes: list[VolumeBackup]) -> Iterator[list[VolumeBackup]]:
         """Run the group's pre hooks, then the block, then its post hooks, whatever became of the block.
 
         What the hooks have written is copied before the freeze; gives the volumes that could be read. Raises
@@ -258,15 +312,15 @@ class _Run:
         ):
             yield self._round(group, volumes) if group.has_hooks else volumes
 
-    def capture(self, group: Group, volumes: list[tuple[PlannedVolume, Copies]]) -> list[tuple[PlannedVolume, Capture]]:
+    def capture(self, group: Group, volumes: list[VolumeBackup]) -> list[tuple[VolumeBackup, Capture]]:
         """The group's volumes as of one instant: the copies are put right while its dependents stand still.
 
         Raises EngineError when they did not, SpoolFull, Interrupted.
         """
         if not volumes:
             return []  # nobody is frozen for volumes that cannot be read
-        for _, copies in volumes:
-            copies.spool.reserve(copies.spool.end + copies.written)  # the freeze will find as much again at most
+        for volume in volumes:
+            volume.make_room()
         self._follow(Progress("freezing"))
         self._dead_man.ready()
         captures = []
@@ -284,42 +338,18 @@ class _Run:
         ) as frozen:
             self._frozen = frozen
             frozen_at = self._tools.now()
-            for planned, copies in volumes:
-                with self._failing_alone(group, planned):
-                    read = self._counter("comparing", planned)
-                    captures.append((planned, capture(planned.path, copies, frozen.check, read)))
+            for volume in volumes:
+                with self._failing_alone(group, volume.planned):
+                    read = self._counter("comparing", volume.planned)
+                    captures.append((volume, volume.capture(frozen.check, read)))
             frozen.confirm(group.dependents_among)
         self.ledger.group_captured(group, frozen_at, frozen.paused_ms)
         return captures
 
-    def archive(self, group: Group, planned: PlannedVolume, captured: Capture) -> None:
-        """Pack, compress and upload one captured volume, then its index. Raises StoreError when no store is left."""
-        volume = planned.volume.name
-        key = sets.archive_key(self.ledger.set, volume)
-        index_path = self._space.path(volume, ".index")
-        # The most that it can become: data that does not compress, and up to four records before each entry.
-        expected = captured.bytes_read + 2048 * (len(captured.files) + len(captured.others))
-        for consignment in self._alive():
-            consignment.begin(key, expected=expected)
-        summary = write_archive(
-            captured,
-            self._deliver,
-            index_path,
-            volume=volume,
-            set_name=self.ledger.set,
-            level=self._tools.level,
-            threads=self._tools.threads,
-            check=self._check,
-            packed=self._counter("packing", planned, captured.bytes_read),
-        )
-        for consignment in self._alive():
-            consignment.finish(summary.size, summary.crc32)
-        index = _described(sets.index_key(self.ledger.set, volume), index_path)
-        for consignment in self._alive():
-            consignment.send_file(index.key, index_path)
-        index_path.unlink()
-        self._check()
-        self.ledger.volume_archived(planned.volume, group.name, captured, summary, index)
+    def archive(self, group: Group, volume: VolumeBackup, captured: Capture) -> None:
+        """Complete one volume's archive, then its index. Raises StoreError when no store is left, ReuseFailed."""
+        archived = volume.archive(captured, self._counter("packing", volume.planned, captured.bytes_read))
+        self.ledger.volume_archived(volume.planned.volume, group.name, archived)
 
     def commit(self) -> None:
         """RECOVER.txt, then the manifest: with it the set exists. Raises StoreError when no store is left."""
@@ -363,26 +393,38 @@ class _Run:
     def _counter(self, phase: str, planned: PlannedVolume, total: int = 0) -> _Counter:
         return _Counter(self._follow, phase, planned.volume.name, total)
 
-    def _round(
-        self, group: Group, volumes: list[tuple[PlannedVolume, Copies]], *, is_first: bool = False
-    ) -> list[tuple[PlannedVolume, Copies]]:
+    def _sync(self, volumes: list[VolumeBackup]) -> None:
+        for volume in volumes:  # all before the first is copied, which gives the disk much to write
+            volume.sync(int(self._tools.now().timestamp() * 1e9))
+
+    def _round(self, group: Group, volumes: list[VolumeBackup]) -> list[VolumeBackup]:
         """Bring all copies up to date once. Those that could be read."""
-        for planned, copies in volumes:  # all before the first is copied, which gives the disk much to write
-            sync(planned.path, copies, int(self._tools.now().timestamp() * 1e9))
+        self._sync(volumes)
         readable = []
-        for planned, copies in volumes:
-            with self._failing_alone(group, planned):
-                total = copies.spool.reserved if is_first else 0
-                precopy(planned.path, copies, self._check, self._counter("copying", planned, total))
-                readable.append((planned, copies))
+        for volume in volumes:
+            with self._failing_alone(group, volume.planned):
+                total = 0 if volume.can_reuse else volume.size
+                volume.round(self._counter("copying", volume.planned, total))
+                readable.append(volume)
         return readable
+
+    def _earlier_of(self, volume: VolumeBackup) -> Earlier | None:
+        """The archive whose blocks may be taken over; why there is none goes into the log."""
+        stores = {each.store.name: each.store for each in self._alive()}
+        name = volume.planned.volume.name
+        if not strictest(store.capabilities for store in stores.values()).copies_ranges:
+            self.ledger.event("reuse_refused", volume=name, error="a store cannot copy pieces of an earlier archive")
+            return None
+        if self._earlier is None:
+            self._earlier = EarlierSets(stores)
+        try:
+            return self._earlier.find(name)
+        except SidecarError as error:
+            self.ledger.event("reuse_refused", volume=name, error=error.message, hint=error.hint)
+            return None
 
     def _paused_ms(self) -> float:
         return self._frozen.paused_ms if self._frozen else 0.0
-
-    def _deliver(self, block: bytes) -> None:
-        for consignment in self._alive():
-            consignment.deliver(block)
 
     def _alive(self) -> list[Consignment]:
         return [consignment for consignment in self._consignments if consignment.alive]
@@ -419,23 +461,3 @@ class _Counter:
         """`length` bytes more are done."""
         self._done += length
         self._follow(Progress(self._phase, self._volume, self._done, max(self._done, self._total)))
-
-
-def _refuse_unsettled(planned: PlannedVolume) -> None:
-    """Raises VolumeUnavailable for a volume that holds what a restore has left: half of it may be of another time."""
-    if is_unsettled(planned.path):
-        name = planned.volume.name
-        raise VolumeUnavailable(
-            f"a restore of volume {name} was cut off, and has not been settled",
-            hint=f"restart the sidecar, or restore it again: restore latest {name}",
-            volume=name,
-        )
-
-
-def _described(key: str, path: Path) -> sets.StoredObject:
-    crc = size = 0
-    with path.open("rb") as source:
-        while chunk := source.read(1024 * 1024):
-            crc = isal_zlib.crc32(chunk, crc)
-            size += len(chunk)
-    return sets.StoredObject(key, size, f"{crc:08x}")

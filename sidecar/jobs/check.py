@@ -6,6 +6,7 @@ Everything is tried the way a run would use it, and nothing of a run is touched:
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -243,7 +244,7 @@ def _room(state: Path, most: int | None, plan: Plan | None) -> Iterator[Finding]
         needs[group.name] = 0
         for planned in group.volumes:
             try:
-                needs[group.name] += with_growth(measure(planned.path)[1])
+                needs[group.name] += with_growth(measure(planned.path, time.time_ns())[2])
             except SidecarError as error:
                 message = f"volume {planned.volume.name} will fail: {error.message}"
                 yield Finding("volumes", Verdict.WARNING, message, error.hint)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,9 +13,11 @@ from typing import Self
 from isal import isal_zlib
 
 from sidecar import sets
+from sidecar.archive.pool import Part
 from sidecar.errors import (
     ChecksumMismatch,
     ObjectMissing,
+    ReuseFailed,
     StoreDenied,
     StoreError,
 )
@@ -22,15 +26,147 @@ from sidecar.jobs.ownership import Claimant, claim
 from sidecar.report import Outcome, StoreReport
 from sidecar.stores.parts import PartAssembler
 from sidecar.stores.pool import PooledUpload
-from sidecar.stores.port import MEBIBYTE, Store
+from sidecar.stores.port import MEBIBYTE, Store, Stored
 
 _CHUNK = 8 * MEBIBYTE
+
+
+class Parcel:
+    """One object on its way to one store; nothing happens any more once its store has failed.
+
+    Its parts are those of a pool, put or copied before it is known which of them will belong to the object, then those
+    made of what is delivered. A store that cannot leave parts out, or wants them equal, gets the pool's when they are
+    kept.
+    """
+
+    def __init__(self, owner: Consignment, key: str, expected: int, upload: PooledUpload | None) -> None:
+        self.key = key
+        self._owner = owner
+        self._expected = expected
+        self._upload = upload
+        self._limits = owner.store.capabilities
+        self._assembler: PartAssembler | None = None
+        self._next = 1
+        self._numbers: list[int] = []
+        self._source: Stored | None = None
+
+    @property
+    def defers(self) -> bool:
+        """Whether the store gets no part before it is known to belong to the object."""
+        return not self._limits.leaves_parts_out or self._limits.equal_parts
+
+    def put_part(self, part: Part, data: bytes) -> None:
+        """Send a part of the pool; blocks while the store is slower than we are."""
+        if self.defers:
+            return
+        self._next = part.number + 1
+        self._try(lambda upload: upload.put(part.number, data, part.crc32))
+
+    def copy_part(self, part: Part, source: Stored) -> None:
+        """Have the store copy a part of the pool from the earlier archive. Raises ReuseFailed, also later."""
+        self._source = source
+        if self.defers:
+            return
+        assert part.offset is not None
+        offset = part.offset
+        self._next = part.number + 1
+        self._try(lambda upload: upload.copy(part.number, source, offset, part.length, part.crc32))
+
+    def keep(self, part: Part, data: Callable[[], bytes]) -> None:
+        """The part belongs to the object, and comes next in it. data: gives its bytes, where they were held."""
+        if not self.defers:
+            self._numbers.append(part.number)
+        elif part.offset is not None:
+            number, source, offset = self._number(), self._source, part.offset
+            assert source is not None
+            self._try(lambda upload: upload.copy(number, source, offset, part.length, part.crc32))
+        elif self._limits.equal_parts:
+            self.deliver(data())
+        else:
+            number = self._number()
+            self._try(lambda upload: upload.put(number, data(), part.crc32))
+
+    def deliver(self, block: bytes) -> None:
+        """Add bytes behind what is kept; blocks while the store is slower than we are."""
+        if self._assembler is None:
+            self._assembler = PartAssembler(self._expected, self._limits, self._next)
+        self._put(self._assembler.add(block))
+
+    def flush(self) -> None:
+        """Send what is left of the object; blocks like `deliver`. `finish` does so too, and waits for it."""
+        if self._assembler is not None:
+            self._put(self._assembler.end())
+
+    def room_within(self, timeout: float) -> bool:
+        """Whether `deliver` would not wait for the store, or not for long, after at most `timeout` seconds."""
+        return self._upload is None or self._upload.room_within(timeout)
+
+    def sent_within(self, timeout: float) -> bool:
+        """Whether `finish` would not wait for parts under way, after at most `timeout` seconds."""
+        return self._upload is None or self._upload.sent_within(timeout)
+
+    def finish(self, size: int, crc32: int) -> None:
+        """Complete the object; size and crc32 are what it must be. The store has vouched for it when this returns."""
+
+        def complete(upload: PooledUpload) -> None:
+            stored = upload.complete(self._numbers)
+            self._upload = None
+            # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
+            vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
+            if (stored.size, vouched) != (size, f"crc32:{crc32:08x}"):
+                raise ChecksumMismatch(
+                    f"{stored.key} has {stored.size} bytes, {stored.checksum}; {size} bytes, crc32:{crc32:08x} "
+                    "were sent",
+                    hint="run the backup again; if it comes back, test this machine's memory",
+                    store=self._owner.store.name,
+                )
+            self._owner.bytes_uploaded += upload.bytes_uploaded
+
+        self.flush()
+        self._try(complete)
+
+    def drop(self) -> None:
+        """Give the object up."""
+        if self._upload is not None:
+            upload, self._upload = self._upload, None
+            self._owner.quietly(upload.abort)
+
+    def _number(self) -> int:
+        number = self._next
+        self._next += 1
+        self._numbers.append(number)
+        return number
+
+    def _put(self, parts: Iterable[tuple[int, bytes]]) -> None:
+        for number, data in parts:
+            self._numbers.append(number)
+            self._try(partial(_put, number, data))
+
+    def _try(self, act: Callable[[PooledUpload], None]) -> None:
+        upload = self._upload
+        if upload is None:
+            return
+        try:
+            act(upload)
+        except StoreError as error:
+            # An altered source is copied without a word; only the checksum of the whole tells.
+            if upload.copy_failed or (self._source is not None and isinstance(error, ChecksumMismatch)):
+                self.drop()
+                raise ReuseFailed(
+                    f"the earlier archive in store {self._owner.store.name} cannot be used: {error.message}",
+                    hint="`verify` says what is wrong with the older sets",
+                ) from error
+            self._owner.fail(error)
+
+
+def _put(number: int, data: bytes, upload: PooledUpload) -> None:
+    upload.put(number, data)
 
 
 class Consignment:
     """Objects of one set in one store.
 
-    Leaving the `with` block without `commit` aborts the upload under way and removes what was stored: without its
+    Leaving the `with` block without `commit` aborts the uploads under way and removes what was stored: without its
     manifest nothing of it counts, so this only saves space.
     """
 
@@ -41,9 +177,9 @@ class Consignment:
         self.bytes_uploaded = 0
         self._emit = emit
         self._threads = threads
+        self._room = threading.Semaphore(threads)
         self._keys: list[str] = []
-        self._upload: PooledUpload | None = None
-        self._parts: PartAssembler | None = None
+        self._parcels: list[Parcel] = []
 
     @property
     def alive(self) -> bool:
@@ -80,77 +216,31 @@ class Consignment:
         self._try(look)
         return held
 
-    def begin(self, key: str, expected: int, content_type: str = "application/gzip") -> None:
+    def begin(self, key: str, expected: int, content_type: str = "application/gzip") -> Parcel:
         """Start an object of at most `expected` bytes, as far as known."""
+        upload: PooledUpload | None = None
 
         def start() -> None:
+            nonlocal upload
             self._keys.append(key)  # before the act: an answer may be lost when the object is there already
-            self._upload = PooledUpload(self.store.begin(key, content_type=content_type), threads=self._threads)
-            self._parts = PartAssembler(expected, self.store.capabilities)
+            begun = self.store.begin(key, content_type=content_type)
+            upload = PooledUpload(begun, threads=self._threads, room=self._room)
 
         self._try(start)
-
-    def deliver(self, block: bytes) -> None:
-        """Add bytes to the object; blocks while the store is slower than we are."""
-
-        def send() -> None:
-            assert self._upload is not None
-            assert self._parts is not None
-            for number, data in self._parts.add(block):
-                self._upload.put(number, data)
-
-        self._try(send)
-
-    def room_within(self, timeout: float) -> bool:
-        """Whether `deliver` would not wait for the store, or not for long, after at most `timeout` seconds."""
-        return self._upload is None or self._upload.room_within(timeout)
-
-    def sent_within(self, timeout: float) -> bool:
-        """Whether `finish` would not wait for parts under way, after at most `timeout` seconds."""
-        return self._upload is None or self._upload.sent_within(timeout)
-
-    def flush(self) -> None:
-        """Send what is left of the object; blocks like `deliver`. `finish` does so too, and waits for it."""
-
-        def send() -> None:
-            assert self._upload is not None
-            assert self._parts is not None
-            for number, data in self._parts.end():
-                self._upload.put(number, data)
-
-        self._try(send)
-
-    def finish(self, size: int, crc32: int) -> None:
-        """Complete the object; size and crc32 are what it must be. The store has vouched for it when this returns."""
-
-        def complete() -> None:
-            assert self._upload is not None
-            stored = self._upload.complete()
-            self._upload = None
-            # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
-            vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
-            if (stored.size, vouched) != (size, f"crc32:{crc32:08x}"):
-                raise ChecksumMismatch(
-                    f"{stored.key} has {stored.size} bytes, {stored.checksum}; {size} bytes, crc32:{crc32:08x} "
-                    "were sent",
-                    hint="run the backup again; if it comes back, test this machine's memory",
-                    store=self.store.name,
-                )
-            self.bytes_uploaded += stored.size
-
-        self.flush()
-        self._try(complete)
+        parcel = Parcel(self, key, expected, upload)
+        self._parcels.append(parcel)
+        return parcel
 
     def send_file(self, key: str, path: Path) -> None:
         """Store a file of the state volume whole."""
         size = crc = 0
-        self.begin(key, path.stat().st_size)
+        parcel = self.begin(key, path.stat().st_size)
         with path.open("rb") as source:
             while self.alive and (chunk := source.read(_CHUNK)):
-                self.deliver(chunk)
+                parcel.deliver(chunk)
                 size += len(chunk)
                 crc = isal_zlib.crc32(chunk, crc)
-        self.finish(size, crc)
+        parcel.finish(size, crc)
 
     def put(self, key: str, data: bytes, content_type: str = "application/json") -> None:
         """Store a small document."""
@@ -167,17 +257,19 @@ class Consignment:
         self.put(key, manifest)
         self.committed = self.alive
 
-    def drop(self) -> None:
-        """Give up the object under way, because its source failed."""
-        if self._upload is not None:
-            upload, self._upload = self._upload, None
-            self._quietly(upload.abort)
-
     def fail(self, error: StoreError) -> None:
         """Note that the store failed; it takes nothing more."""
         if self.error is None:
             self.error = error
             self._emit("store_failed", store=self.store.name, code=error.code, error=error.message, hint=error.hint)
+        self._drop()
+
+    def quietly(self, act: Callable[[], None]) -> None:
+        """Clean up as far as possible; what is left has no manifest and is removed by the next start."""
+        try:
+            act()
+        except StoreError as error:
+            self._emit("upload_aborted", store=self.store.name, error=error.message, hint=error.hint)
 
     def __enter__(self) -> Self:
         return self
@@ -185,10 +277,15 @@ class Consignment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.drop()
+        self._drop()
         if not self.committed and self._keys:
             keys, self._keys = self._keys, []
-            self._quietly(lambda: self.store.delete(keys[::-1]))
+            self.quietly(lambda: self.store.delete(keys[::-1]))
+
+    def _drop(self) -> None:
+        for parcel in self._parcels:
+            parcel.drop()
+        self._parcels.clear()
 
     def _try(self, act: Callable[[], None]) -> None:
         if not self.alive:
@@ -197,11 +294,3 @@ class Consignment:
             act()
         except StoreError as error:
             self.fail(error)
-            self.drop()
-
-    def _quietly(self, act: Callable[[], None]) -> None:
-        """Clean up as far as possible; what is left has no manifest and is removed by the next start."""
-        try:
-            act()
-        except StoreError as error:
-            self._emit("upload_aborted", store=self.store.name, error=error.message, hint=error.hint)

@@ -10,10 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from sidecar import sets
-from sidecar.archive.capture import Capture
-from sidecar.archive.writer import ArchiveSummary
 from sidecar.errors import HookFailed, Interrupted, SidecarError
 from sidecar.events import Emit
+from sidecar.jobs.volume import Archived
 from sidecar.model import Quiesce, Volume
 from sidecar.plan import Group, Plan
 from sidecar.report import GroupReport, Outcome, Reason, RunReport, StoreReport, VolumeReport, rfc3339, worst
@@ -112,15 +111,24 @@ class Ledger:
                 self._volume_failed(planned.volume.name, group.name, error)
         self.reasons.append(Reason.of(error))
 
+    def group_begun_anew(self, group: Group, error: SidecarError) -> None:
+        """Forget what a group had come to: it is backed up once more, with nothing reused."""
+        self.event("reuse_refused", group=group.name, error=error.message, hint=error.hint)
+        names = {planned.volume.name for planned in group.volumes}
+        self.volumes = [volume for volume in self.volumes if volume.volume not in names]
+        self.set_volumes = [volume for volume in self.set_volumes if volume.volume not in names]
+        self.groups = [each for each in self.groups if each.group != group.name]
+        self.set_groups = [each for each in self.set_groups if each.group != group.name]
+        self.reasons = [reason for reason in self.reasons if reason.volume not in names]
+
     def volume_failed(self, volume: str, group: str, error: SidecarError) -> None:
         """Note that one volume fails."""
         self._volume_failed(volume, group, error)
         self.reasons.append(Reason.of(error, volume=volume))
 
-    def volume_archived(
-        self, volume: Volume, group: str, captured: Capture, summary: ArchiveSummary, index: sets.StoredObject
-    ) -> None:
+    def volume_archived(self, volume: Volume, group: str, archived: Archived) -> None:
         """Note a finished archive."""
+        captured, summary = archived.captured, archived.summary
         changed = tuple(path.decode(errors="backslashreplace") or "." for path in captured.changed)
         for path in changed:
             self.event("file_changed", volume=volume.name, group=group, path=path)
@@ -131,15 +139,19 @@ class Ledger:
                 "something that was not frozen writes there: `plan` shows who is quiesced and how",
                 volume.name,
             )
+        if archived.differing:
+            self._content_differs(volume, archived.differing)
         outcome = Outcome.PARTIAL if changed else Outcome.GOOD
+        uploaded = summary.size - archived.bytes_reused
         self.volumes.append(
             VolumeReport(
                 volume.name,
                 outcome,
                 files=summary.files,
-                bytes_read=captured.bytes_read,
+                bytes_read=archived.bytes_read,
                 archive_bytes=summary.size,
-                bytes_uploaded=summary.size,
+                bytes_uploaded=uploaded,
+                bytes_reused=archived.bytes_reused,
                 changed_files=changed,
                 group=group,
             )
@@ -152,7 +164,7 @@ class Ledger:
                 archive=sets.StoredObject(
                     sets.archive_key(self.set, volume.name), summary.size, f"{summary.crc32:08x}"
                 ),
-                index=index,
+                index=archived.index,
                 raw_bytes=summary.raw_size,
                 files=summary.files,
                 driver=volume.driver,
@@ -160,6 +172,7 @@ class Ledger:
                 labels=dict(volume.labels),
                 mountpoint=volume.mountpoint,
                 changed_files=changed,
+                read_at=archived.earlier.volume.read_at if archived.earlier else rfc3339(self.started),
             )
         )
         self.event(
@@ -169,9 +182,10 @@ class Ledger:
             group=group,
             outcome=outcome.value,
             files=summary.files,
-            bytes_read=captured.bytes_read,
+            bytes_read=archived.bytes_read,
             bytes_archive=summary.size,
-            bytes_uploaded=summary.size,
+            bytes_uploaded=uploaded,
+            bytes_reused=archived.bytes_reused,
         )
 
     def interrupted(self, error: SidecarError) -> None:
@@ -236,6 +250,19 @@ class Ledger:
             hint=first.hint if first else None,
         )
         return report
+
+    def _content_differs(self, volume: Volume, differing: Sequence[bytes]) -> None:
+        """Files that have changed under a signature that has not: what unchanged files are known by does not hold."""
+        for path in differing:
+            self.event("file_differs", volume=volume.name, path=path.decode(errors="backslashreplace"))
+        first = differing[0].decode(errors="backslashreplace")
+        self.because(
+            "file_differs",
+            f"{len(differing)} file(s) of volume {volume.name} have the size and times that they had in the set "
+            f"before, and other contents, {first!r} first; this set has them as they are now",
+            "the disk may be failing, or something writes beside the file system; older sets may lack changes",
+            volume.name,
+        )
 
     def _volume_failed(self, volume: str, group: str, error: SidecarError) -> None:
         self.volumes.append(VolumeReport(volume, Outcome.FAILED, error=error.message, hint=error.hint, group=group))

@@ -101,12 +101,12 @@ class _Journey:
             found = self._source.head(key)
             if found.size != described.size:
                 raise self._damaged(f"{key} has {found.size} bytes, and {described.size} in the manifest")
-            self._consignment.begin(key, described.size)
+            parcel = self._consignment.begin(key, described.size)
             with self._source.open(key, length=found.size, if_match=found.entity) as stored:
                 while chunk := stored.read(_CHUNK):
-                    self._wait(self._consignment.room_within)
+                    self._wait(parcel.room_within)
                     crc32, size = isal_zlib.crc32(chunk, crc32), size + len(chunk)
-                    self._consignment.deliver(chunk)
+                    parcel.deliver(chunk)
                     self._done += len(chunk)
                     self._follow(Progress("shipping", key.partition("/")[2], self._done, self._total))
         except ObjectMissing as error:
@@ -116,10 +116,10 @@ class _Journey:
                 f"{key} has {size} bytes, crc32:{crc32:08x}, and {described.size} bytes, crc32:{described.crc32}, "
                 "in the manifest"
             )
-        self._wait(self._consignment.room_within)
-        self._consignment.flush()
-        self._wait(self._consignment.sent_within)
-        self._consignment.finish(described.size, crc32)
+        self._wait(parcel.room_within)
+        parcel.flush()
+        self._wait(parcel.sent_within)
+        parcel.finish(described.size, crc32)
 
     def check(self) -> None:
         """Raises Interrupted when told to stop, and the target's error once it has failed."""

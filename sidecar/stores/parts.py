@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from sidecar.stores.port import MEBIBYTE, Capabilities
 
 SMALLEST_TARGET = 8 * MEBIBYTE
+
+
+def strictest(limits: Iterable[Capabilities]) -> Capabilities:
+    """What all of these allow. Of stores that want equal parts, or cannot leave any out, nothing is asked here."""
+    every = list(limits)
+    return Capabilities(
+        copies_ranges=all(each.copies_ranges and not each.equal_parts for each in every),
+        most_parts=min(each.most_parts for each in every),
+        least_part=max(each.least_part for each in every),
+        most_part=min(each.most_part for each in every),
+        least_copy=max(each.least_copy for each in every),
+    )
 
 
 def part_target(number: int, expected: int, limits: Capabilities) -> int:
@@ -29,10 +41,10 @@ class PartLengths:
     wants equal parts has them end elsewhere.
     """
 
-    def __init__(self, expected: int, limits: Capabilities) -> None:
+    def __init__(self, expected: int, limits: Capabilities, first: int = 1) -> None:
         self._expected = expected
         self._limits = limits
-        self._number = 1
+        self._number = first
         self.held = 0  # bytes that are in no part yet
 
     def add(self, block: int) -> Iterator[int]:
@@ -51,11 +63,11 @@ class PartLengths:
 
 
 class PartAssembler:
-    """Takes blocks in order and gives parts: (number, bytes). `end` gives the rest."""
+    """Takes blocks in order and gives parts: (number, bytes), from number `first` on. `end` gives the rest."""
 
-    def __init__(self, expected: int, limits: Capabilities) -> None:
-        self._lengths = PartLengths(expected, limits)
-        self._number = 1
+    def __init__(self, expected: int, limits: Capabilities, first: int = 1) -> None:
+        self._lengths = PartLengths(expected, limits, first)
+        self._number = first
         self._held: list[bytes] = []
 
     def add(self, block: bytes) -> Iterator[tuple[int, bytes]]:

@@ -37,16 +37,24 @@ def combine(parts: Iterable[tuple[int, int]]) -> tuple[int, int]:
 class PooledUpload(AbortingUpload):
     """Puts and copies parts of `upload` on `threads` threads.
 
-    At most `threads` + 1 parts are in memory: those under way, and the one that `put` is waiting with. The first error
-    of a part is raised by the next call of `put` or `copy`, and by `complete`. One thread feeds it. Leaving the `with`
-    block aborts unless `complete` returned.
+    At most `threads` + 1 parts are in memory: those under way, and the one that `put` is waiting with. Uploads that
+    share `room`, a semaphore, share that bound too. The first error of a part is raised by the next call of `put` or
+    `copy`, and by `complete`. One thread feeds it. Leaving the `with` block aborts unless `complete` returned.
     """
 
-    def __init__(self, upload: Upload, *, threads: int = 4, abort_wait: float = ABORT_WAIT) -> None:
+    def __init__(
+        self,
+        upload: Upload,
+        *,
+        threads: int = 4,
+        abort_wait: float = ABORT_WAIT,
+        room: threading.Semaphore | None = None,
+    ) -> None:
         self.key = upload.key
+        self.copy_failed = False  # the first error is of a part that was to be copied
         self._upload = upload
         self._abort_wait = abort_wait
-        self._room = threading.Semaphore(threads)
+        self._room = room or threading.Semaphore(threads)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="upload")
         self._lock = threading.Lock()
         self._under_way: set[Future[None]] = set()
@@ -155,7 +163,12 @@ class PooledUpload(AbortingUpload):
             self._uploaded += len(data)
 
     def _copy(self, number: int, source: Stored, offset: int, length: int, crc32: int) -> None:
-        self._upload.copy(number, source, offset, length)
+        try:
+            self._upload.copy(number, source, offset, length)
+        except StoreError:
+            with self._lock:
+                self.copy_failed = self.copy_failed or self._error is None
+            raise
         with self._lock:
             self._parts[number] = _Part(length, crc32)
             self._copied += length

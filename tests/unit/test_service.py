@@ -52,7 +52,7 @@ from sidecar.service.jobs_port import Report, RestoreRequest, RunRequest
 from sidecar.service.logs import EventLog
 from sidecar.service.memory import Memory, Remembered
 from sidecar.service.runs import Runs, Ticket
-from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, environment, eventually, fake_daemon
+from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, environment, eventually, fake_daemon, listens
 
 LOGS = REPOSITORY / "docs" / "LOGS.md"
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -1523,7 +1523,7 @@ def test_while_the_engine_is_away_a_stop_is_heeded_at_once():
 def test_while_it_recovers_status_answers_and_a_run_waits_and_is_told_so():
     with fake_daemon(FAKE_SLOW_RECOVERY="1") as daemon:
         client = Daemon(daemon.socket)
-        eventually(lambda: os.path.exists(daemon.socket), "the daemon listens")
+        eventually(lambda: listens(daemon.socket), "the daemon listens")
         eventually(lambda: "put right" in client.get("/status")["why"], "it recovers")
         state = client.get("/status")["state"]
         lines = list(client.follow("/runs", {}))
@@ -1535,7 +1535,7 @@ def test_while_it_recovers_status_answers_and_a_run_waits_and_is_told_so():
 
 def test_a_stop_during_recovery_is_heeded_once_everything_is_thawed():
     with fake_daemon(FAKE_SLOW_RECOVERY="0.3") as daemon:
-        eventually(lambda: os.path.exists(daemon.socket), "the daemon listens")
+        eventually(lambda: listens(daemon.socket), "the daemon listens")
 
         assert daemon.stop() == 0
 

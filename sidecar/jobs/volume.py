@@ -1,0 +1,257 @@
+"""One volume of a run: its pool of blocks, its copies in the spool, its uploads, and the steps that are its alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from isal import isal_zlib
+
+from sidecar import sets
+from sidecar.archive import capture as walks
+from sidecar.archive.capture import Capture
+from sidecar.archive.copies import Copies
+from sidecar.archive.packer import Packer
+from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, fingerprint
+from sidecar.archive.spool import SpoolSpace, with_growth
+from sidecar.archive.unpack import is_unsettled
+from sidecar.archive.writer import ArchiveSummary, write_archive
+from sidecar.errors import VolumeUnavailable
+from sidecar.jobs.consignment import Consignment, Parcel
+from sidecar.jobs.earlier import Earlier
+from sidecar.plan import PlannedVolume
+from sidecar.stores.parts import part_target, strictest
+from sidecar.stores.port import MEBIBYTE, Capabilities
+
+# Bytes copied inside the store at once: more would have to be read again as soon as one file of them changes.
+_COPIED_AT_ONCE = 32 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """level: ISA-L's; threads: compressors."""
+
+    level: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """One volume's archive and index in the stores. Sizes in bytes.
+
+    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores. changed: paths that
+    changed while frozen. earlier: whose blocks it has taken over. differing: files that the earlier index has otherwise
+    under the same signature.
+    """
+
+    captured: Capture
+    summary: ArchiveSummary
+    index: sets.StoredObject
+    bytes_read: int
+    bytes_reused: int
+    earlier: Earlier | None
+    differing: tuple[bytes, ...]
+
+
+class VolumeBackup:
+    """The steps are called in the order in which they stand here; leaving `undo` gives back what they took.
+
+    consignments: to all stores of the run that are alive. check: raises to stop. All steps raise VolumeUnavailable,
+    VolumeUnreadable, SpoolFull, ReuseFailed, and what check raises.
+    """
+
+    def __init__(
+        self,
+        planned: PlannedVolume,
+        set_name: str,
+        consignments: Sequence[Consignment],
+        space: SpoolSpace,
+        compression: Compression,
+        undo: ExitStack,
+        check: Callable[[], None],
+    ) -> None:
+        self.planned = planned
+        self.size = 0
+        self._name = planned.volume.name
+        self._set_name = set_name
+        self._consignments = consignments
+        self._space = space
+        self._compression = compression
+        self._undo = undo
+        self._check = check
+        self._copies = Copies(undo.enter_context(space.new(self._name)))
+        self._parcels: list[Parcel] = []
+        self._pool: Pool | None = None
+        self._earlier: Earlier | None = None
+        self._packed = 0
+        self._differing: list[bytes] = []
+
+    @property
+    def written(self) -> int:
+        """Bytes that the last walk has put into the spool."""
+        return self._copies.written
+
+    @property
+    def can_reuse(self) -> bool:
+        """Whether a file of this volume may count as unchanged without being read; known after `prepare`."""
+        return self._copies.synced_ns is not None
+
+    def sync(self, now_ns: int) -> None:
+        """Write out what its file system holds back, and note that: what is read from now on may count as settled."""
+        walks.sync(self.planned.path, self._copies, now_ns)
+
+    def prepare(self) -> None:
+        """Measure the volume, reserve room for what has to be copied, begin the uploads."""
+        _refuse_unsettled(self.planned)
+        files, self.size, hot = walks.measure(self.planned.path, self._copies.synced_ns)
+        self._copies.spool.reserve(with_growth(hot))
+        # The most that it can become: data that does not compress, and up to four records before each entry.
+        self._expected = self.size + 2048 * files
+        key = sets.archive_key(self._set_name, self._name)
+        self._parcels = [each.begin(key, self._expected) for each in self._consignments]
+
+    def pack(self, earlier: Earlier | None, *, is_full: bool, read: Callable[[int], None]) -> None:
+        """The live pass: what holds still goes into blocks in the stores, what is hot into the spool.
+
+        Blocks of the earlier archive are copied inside the stores; other settled files are packed and sent. is_full:
+        read everything, and compare it with the earlier index. Does nothing where nothing can be settled.
+        """
+        synced_ns = self._copies.synced_ns
+        if synced_ns is None:
+            return
+        self._pool = Pool(self._undo.enter_context(self._space.new(self._name, ".pool")))
+        self._earlier = None if is_full else earlier
+        if self._earlier:
+            self._pool.load(self._earlier.blocks())
+        limits = strictest(each.store.capabilities for each in self._consignments)
+        threads = self._compression.threads
+        with ThreadPoolExecutor(threads, thread_name_prefix="compress") as executor:
+            packer = Packer(
+                self._pool,
+                self._send,
+                least=limits.least_part,
+                target=lambda number: part_target(number, self._expected, limits),
+                synced_ns=synced_ns,
+                level=self._compression.level,
+                executor=executor,
+                threads=threads,
+                recorded=_recorded(earlier) if earlier and is_full else {},
+                differs=self._differing.append,
+            )
+            try:
+                choose = partial(self._copy_earlier, limits)
+                walks.pack(self.planned.path, self._copies, self._pool, packer, self._check, read, choose)
+            finally:
+                packer.abandon()
+        self._packed = packer.bytes_read
+
+    def round(self, read: Callable[[int], None]) -> None:
+        """Bring what is copied up to date once more, and copy what is in no block any more."""
+        walks.precopy(self.planned.path, self._copies, self._check, read, self._pool)
+
+    def make_room(self) -> None:
+        """Room for what the freeze will find: as much as the last round at most."""
+        self._copies.spool.reserve(self._copies.spool.end + self._copies.written)
+
+    def capture(self, check: Callable[[], None], read: Callable[[int], None]) -> Capture:
+        """The volume as it is while everything stands still."""
+        return walks.capture(self.planned.path, self._copies, check, read, self._pool)
+
+    def archive(self, captured: Capture, packed: Callable[[int], None]) -> Archived:
+        """Pack, compress and upload what is in no block yet; complete the archive; then its index."""
+        index_path = self._space.path(self._name, ".index")
+        summary = write_archive(
+            captured,
+            self._deliver,
+            index_path,
+            volume=self._name,
+            set_name=self._set_name,
+            level=self._compression.level,
+            threads=self._compression.threads,
+            check=self._check,
+            packed=packed,
+            pool=self._pool,
+            keep=self._keep,
+        )
+        for parcel in self._parcels:
+            parcel.finish(summary.size, summary.crc32)
+        index = _described(sets.index_key(self._set_name, self._name), index_path)
+        for consignment in self._consignments:
+            consignment.send_file(index.key, index_path)
+        index_path.unlink()
+        self._check()
+        return Archived(
+            captured,
+            summary,
+            index,
+            self._packed + captured.bytes_read,
+            self._pool.reused() if self._pool else 0,
+            self._earlier,
+            tuple(self._differing),
+        )
+
+    def _copy_earlier(self, limits: Capabilities) -> list[Chain]:
+        """Have the stores copy what stands of the earlier archive; what they cannot, because it is too little."""
+        assert self._pool is not None
+        target = max(_COPIED_AT_ONCE, part_target(1, self._expected, limits))
+        fallen = self._pool.choose(max(limits.least_part, limits.least_copy), target)
+        for part in [part for stretch in self._pool.stretches for part in stretch.parts if part.offset is not None]:
+            self._check()
+            for each, parcel in zip(self._consignments, self._parcels, strict=True):
+                if self._earlier and each.alive:
+                    parcel.copy_part(part, self._earlier.stored[each.store.name])
+        return fallen
+
+    def _send(self, part: Part, data: bytes) -> None:
+        assert self._pool is not None
+        self._check()
+        for parcel in self._parcels:
+            parcel.put_part(part, data)
+        if any(parcel.defers for parcel in self._parcels):
+            self._pool.keep_bytes(part, data)
+
+    def _keep(self, stretch: Stretch) -> None:
+        assert self._pool is not None
+        self._check()
+        for part in stretch.parts:
+            for parcel in self._parcels:
+                parcel.keep(part, partial(self._pool.bytes_of, part))
+        if stretch.loose:
+            self._deliver(stretch.loose)
+
+    def _deliver(self, block: bytes) -> None:
+        for parcel in self._parcels:
+            parcel.deliver(block)
+
+
+def _recorded(earlier: Earlier) -> dict[Fingerprint, int]:
+    """CRC32 of the data of every file that was settled when the earlier archive was made."""
+    return {
+        fingerprint(file.path, file.signature): crc32
+        for _, indexed in earlier.blocks()
+        for file, crc32 in zip(indexed.files, indexed.data_crc32 or (), strict=False)
+    }
+
+
+def _refuse_unsettled(planned: PlannedVolume) -> None:
+    """Raises VolumeUnavailable for a volume that holds what a restore has left: half of it may be of another time."""
+    if is_unsettled(planned.path):
+        name = planned.volume.name
+        raise VolumeUnavailable(
+            f"a restore of volume {name} was cut off, and has not been settled",
+            hint=f"restart the sidecar, or restore it again: restore latest {name}",
+            volume=name,
+        )
+
+
+def _described(key: str, path: Path) -> sets.StoredObject:
+    crc = size = 0
+    with path.open("rb") as source:
+        while chunk := source.read(MEBIBYTE):
+            crc = isal_zlib.crc32(chunk, crc)
+            size += len(chunk)
+    return sets.StoredObject(key, size, f"{crc:08x}")

@@ -1,0 +1,306 @@
+"""Blocks of an earlier archive in the next one: what the stores copy, what is noticed, and that nothing is lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isal import isal_zlib
+
+from sidecar.archive import filesystem, packer
+from sidecar.errors import StoreUnreachable
+from sidecar.report import Outcome, RunReport
+from sidecar.stores.memory import MemoryStore
+from sidecar.stores.port import Capabilities, Stored
+from tests.unit.shop import Shop
+
+ALL = Capabilities(least_part=1, least_copy=1)
+EXT4 = 0xEF53
+
+
+class Bucket(MemoryStore):
+    """A store whose objects can be damaged as a disk or a person does it."""
+
+    def alter(self, key: str, data: bytes, *, silently: bool = False) -> None:
+        stored, _ = self._objects[key]
+        entity = stored.entity if silently else "another"
+        checksum = stored.checksum if silently else f"crc32:{isal_zlib.crc32(data):08x}"
+        self._objects[key] = (replace(stored, size=len(data), entity=entity, checksum=checksum), data)
+
+    def data(self, key: str) -> bytes:
+        return self._objects[key][1]
+
+
+@pytest.fixture(autouse=True)
+def _any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "type_of", lambda _: EXT4)
+    monkeypatch.setattr(filesystem, "syncfs", lambda _: None)
+    monkeypatch.setattr(packer, "TARGET", 4096)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    """A shop in which nothing has been touched for years."""
+    shop = Shop(tmp_path)
+    shop.start += timedelta(days=3650)
+    shop.stores = {"s3": Bucket(name="s3", off_host=True, capabilities=ALL)}
+    for name in ("db", "files"):
+        for number in range(10):
+            (shop.data(name) / f"{number}").write_bytes(os.urandom(2000))
+    return shop
+
+
+def next_day(shop: Shop) -> None:
+    shop.start += timedelta(days=1)
+
+
+def contents(shop: Shop, volume: str) -> dict[str, bytes]:
+    root = shop.data(volume)
+    return {f"./{path.relative_to(root)}": path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def assert_whole(shop: Shop, report: RunReport) -> None:
+    assert report.outcome is Outcome.GOOD, report.reasons
+    for store in shop.stores:
+        for volume in ("db", "files"):
+            assert shop.archive(report, volume, store) == contents(shop, volume)
+    assert shop.frozen() == []
+
+
+def reused(report: RunReport) -> dict[str, int]:
+    return {each.volume: each.bytes_reused for each in report.volumes}
+
+
+def refusals(shop: Shop) -> list[str]:
+    return [fields["error"] for fields in shop.of("reuse_refused")]
+
+
+def test_what_has_not_changed_is_neither_read_nor_sent_again(shop: Shop) -> None:
+    first = shop.run()
+    assert_whole(shop, first)
+    assert reused(first) == {"db": 0, "files": 0}
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    for volume in second.volumes:
+        assert volume.bytes_read == 0
+        assert volume.bytes_reused > 20_000
+        assert volume.bytes_uploaded < 1000
+        assert volume.bytes_uploaded + volume.bytes_reused == volume.archive_bytes
+    assert refusals(shop) == []
+
+
+def test_an_archive_stays_whole_when_those_that_it_was_made_of_are_deleted(shop: Shop) -> None:
+    first = shop.run()
+    next_day(shop)
+    second = shop.run()
+    shop.stores["s3"].delete([key for key in shop.objects("s3") if key.startswith(str(first.set))])
+    assert_whole(shop, second)
+
+
+def test_every_store_copies_from_its_own(shop: Shop) -> None:
+    shop.stores["local"] = MemoryStore(name="local", capabilities=ALL)
+    shop.run()
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second)["db"] > 20_000
+
+
+def test_a_store_that_missed_the_earlier_set_makes_all_get_everything(shop: Shop) -> None:
+    shop.run()
+    next_day(shop)
+    shop.stores["local"] = MemoryStore(name="local", capabilities=ALL)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second) == {"db": 0, "files": 0}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        replace(ALL, leaves_parts_out=False),
+        replace(ALL, equal_parts=True),
+        replace(ALL, copies_ranges=False),
+        replace(ALL, leaves_parts_out=False, copies_ranges=False),
+    ],
+    ids=["leaves none out", "equal parts", "does not copy", "neither"],
+)
+def test_a_store_that_can_less_gets_whole_archives_too(shop: Shop, limits: Capabilities) -> None:
+    shop.stores = {"s3": Bucket(name="s3", off_host=True, capabilities=limits)}
+
+    def change(progress: Any) -> None:
+        if progress.phase == "freezing":
+            (shop.data("db") / "3").write_bytes(b"changed while it was sent")
+
+    assert_whole(shop, shop.run(follow=change))
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    copies = limits.copies_ranges and not limits.equal_parts
+    assert (reused(second)["files"] > 20_000) == copies
+    assert bool(refusals(shop)) == (not copies)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated", "replaced", "longer"])
+def test_an_earlier_archive_that_is_not_what_it_was_is_noticed_before_anything_is_copied(
+    shop: Shop, damage: str
+) -> None:
+    first = shop.run()
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    key = f"{first.set}/db.tar.gz"
+    data = bucket.data(key)
+    match damage:
+        case "deleted":
+            bucket.delete([key])
+        case "truncated":
+            bucket.alter(key, data[:-100])
+        case "longer":
+            bucket.alter(key, data + data)
+        case "replaced":
+            bucket.alter(key, bytes(len(data)))
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second)["db"] == 0
+    assert reused(second)["files"] > 20_000
+    assert [fields["volume"] for fields in shop.of("reuse_refused")] == ["db"]
+    assert len(shop.of("group_frozen")) == 2
+
+
+def test_an_earlier_archive_altered_without_a_trace_is_noticed_by_the_new_ones_checksum(shop: Shop) -> None:
+    first = shop.run()
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    key = f"{first.set}/files.tar.gz"
+    data = bytearray(bucket.data(key))
+    data[5000] ^= 1
+    bucket.alter(key, bytes(data), silently=True)
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second) == {"db": 0, "files": 0}
+    (refusal,) = refusals(shop)
+    assert "checksum" in refusal
+    assert len(shop.of("group_frozen")) == 3
+    assert len(second.groups) == 1
+    assert sorted(each.volume for each in second.volumes) == ["db", "files"]
+
+
+def test_an_earlier_archive_deleted_before_it_is_copied_costs_a_second_attempt(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.run()
+    next_day(shop)
+    store = shop.stores["s3"]
+    head = store.head
+
+    def head_and_delete(key: str) -> Stored:
+        stored = head(key)
+        if key.endswith("db.tar.gz"):
+            store.delete([key])
+        return stored
+
+    monkeypatch.setattr(store, "head", head_and_delete)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second) == {"db": 0, "files": 0}
+    assert ["is not in the store" in refusal for refusal in refusals(shop)] == [True]
+
+
+def test_a_store_that_does_not_answer_what_is_asked_of_it_gets_everything(shop: Shop) -> None:
+    shop.run()
+    next_day(shop)
+
+    class Forgetful(Bucket):
+        def list(self, prefix: str = "") -> Any:
+            if prefix == "backup-":
+                raise StoreUnreachable("listing timed out", store=self.name)
+            return super().list(prefix)
+
+    forgetful = Forgetful(name="s3", off_host=True, capabilities=ALL)
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    forgetful._objects = bucket._objects
+    shop.stores = {"s3": forgetful}
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second) == {"db": 0, "files": 0}
+    assert refusals(shop) == ["listing timed out"] * 2
+
+
+def test_a_set_that_is_known_to_be_damaged_gives_nothing(shop: Shop) -> None:
+    first = shop.run()
+    marks = {
+        "format": 1,
+        "kind": "marks",
+        "keep": False,
+        "verified": {"time": "2036-01-01T00:00:00Z", "how": "full", "outcome": "failed", "why": "a flipped bit"},
+    }
+    shop.stores["s3"].put(f"{first.set}/marks.json", json.dumps(marks).encode())
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second) == {"db": 0, "files": 0}
+    assert "a flipped bit" in refusals(shop)[0]
+
+
+def test_everything_is_read_again_when_that_is_due_and_when_it_is_asked_for(shop: Shop) -> None:
+    shop.full_every = timedelta(days=3)
+    read = []
+    for full in (False, False, False, False, True, False):
+        report = shop.run(full=full)
+        assert_whole(shop, report)
+        read.append(report.volumes[0].bytes_read > 0)
+        next_day(shop)
+    assert read == [True, False, False, True, True, False]
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(days=400)], ids=["back", "forward"])
+def test_a_clock_that_jumps_between_runs_costs_a_reading_and_no_file(shop: Shop, jump: timedelta) -> None:
+    shop.run()
+    shop.start += jump
+    (shop.data("db") / "5").write_bytes(b"after the jump")
+    second = shop.run()
+    assert_whole(shop, second)
+    shop.start -= jump
+    next_day(shop)
+    (shop.data("db") / "6").write_bytes(b"when it was put right")
+    assert_whole(shop, shop.run())
+
+
+def test_a_file_that_differs_under_its_old_signature_makes_the_run_partial_and_is_named(shop: Shop) -> None:
+    first = shop.run()
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    _lie_about(bucket, str(first.set), "db")
+    next_day(shop)
+    second = shop.run(full=True)
+    assert second.outcome is Outcome.PARTIAL
+    (reason,) = second.reasons
+    assert (reason.code, reason.volume) == ("file_differs", "db")
+    assert shop.archive(second, "db", "s3") == contents(shop, "db")
+    assert [fields["volume"] for fields in shop.of("file_differs")] == ["db"]
+
+
+def _lie_about(bucket: Bucket, set_name: str, volume: str) -> None:
+    """Have the index tell of other contents of one file: as if the disk had changed it since."""
+    key = f"{set_name}/{volume}.index.jsonl.gz"
+    lines = gzip.decompress(bucket.data(key)).splitlines()
+    document = json.loads(lines[1])
+    document["data_crc32"][0] = f"{int(document['data_crc32'][0], 16) ^ 1:08x}"
+    lines[1] = json.dumps(document, separators=(",", ":")).encode()
+    data = gzip.compress(b"\n".join(lines) + b"\n")
+    bucket.alter(key, data)
+    manifest = json.loads(bucket.data(f"{set_name}/manifest.json"))
+    for each in manifest["volumes"]:
+        if each["volume"] == volume:
+            each["index"] |= {"size": len(data), "crc32": f"{isal_zlib.crc32(data):08x}"}
+    bucket.alter(f"{set_name}/manifest.json", json.dumps(manifest).encode())
