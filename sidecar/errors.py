@@ -74,6 +74,10 @@ class EngineUnreachable(EngineError):
     code = "engine_unreachable"
 
 
+class EngineSilent(EngineUnreachable):
+    """The engine took a request and did not answer in time."""
+
+
 class EngineDenied(EngineError):
     """The socket (or a proxy before it) does not permit the request."""
 

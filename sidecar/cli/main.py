@@ -605,6 +605,17 @@ def run_dead_man(*, container: str, started_at: str, run: str, lease: float, deb
         sys.exit(EXIT_CODES.get(_complain(exc, as_json=False), 1))
 
 
+@main.command("tell-kernel", hidden=True)
+@click.argument("order")
+@click.argument("container")
+def run_rescue(*, order: str, container: str) -> None:
+    """Freeze or thaw a container that its engine hangs over: see engine/rescue.py."""
+    from sidecar.engine.rescue import Order, tell_kernel  # noqa: PLC0415 - as above
+
+    for path in tell_kernel(Order(order), container):
+        click.echo(path)
+
+
 @main.command("unpack", hidden=True)
 @click.option("--length", required=True, type=int)
 @click.option("--files", required=True, type=int)

@@ -26,12 +26,14 @@ from docker import APIClient
 from docker.errors import DockerException, TLSParameterError
 from docker.utils import kwargs_from_env
 
-from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Helper, Watch
+from sidecar.engine.port import OUTPUT_KEPT, PATIENT, QUICK, ContainerEvent, Executed, Helper, Watch
+from sidecar.engine.rescue import CGROUPS, MOUNTED, Order
 from sidecar.errors import (
     AlreadyPaused,
     ContainerGone,
     EngineDenied,
     EngineError,
+    EngineSilent,
     EngineUnreachable,
     FreezeFailed,
     HelperEnded,
@@ -43,9 +45,7 @@ T = TypeVar("T")
 
 SOCKET = "unix:///var/run/docker.sock"
 
-# Seconds without a byte of answer. A pause takes 20 to 35 ms; one that takes longer than this keeps others frozen.
-QUICK = 5.0
-PATIENT = 60.0
+HUNG = 3.0  # seconds: an unpause takes 20 to 35 ms; one that takes this long is not going to be answered
 
 # The engine keeps its last 256 events (moby, daemon/events: eventsLimit, 20.10 to 29).
 EVENTS_KEPT = 256
@@ -114,21 +114,56 @@ class DockerEngine:
                 continue
         return sorted(found, key=lambda container: container.name)
 
-    def container(self, identifier: str) -> Container:
-        """One container by ID or name. Raises ContainerGone."""
-        return self._read(f"/containers/{identifier}/json", _container)
+    def container(self, identifier: str, *, patience: float = PATIENT) -> Container:
+        """One container by ID or name. Raises ContainerGone, EngineSilent."""
+        return self._read(f"/containers/{identifier}/json", _container, timeout=patience)
 
     def pause(self, identifier: str) -> None:
         """Freeze its processes."""
         self._ask("POST", f"/containers/{identifier}/pause", timeout=QUICK)
 
     def unpause(self, identifier: str) -> bool:
-        """Thaw it; whether it was paused."""
+        """Thaw it; whether it was paused. An engine that hangs over it is helped (engine/rescue.py)."""
+        path = f"/containers/{identifier}/unpause"
         try:
-            self._ask("POST", f"/containers/{identifier}/unpause", timeout=QUICK)
+            try:
+                self._ask("POST", path, timeout=HUNG)
+            except EngineSilent:
+                self._have_kernel_told(Order.THAW, identifier)
+                self._ask("POST", path, timeout=QUICK)
         except _NotPaused:
             return False
+        except _NotFrozen:
+            self._have_kernel_told(Order.FREEZE, identifier)
+            self._ask("POST", path, timeout=QUICK)
         return True
+
+    def _have_kernel_told(self, order: Order, identifier: str) -> None:
+        """By a container of our own image. Raises EngineError."""
+        own = self.this_container()
+        if own is None:
+            return
+        body = {
+            "Image": own.image_id,
+            "Cmd": ["tell-kernel", order.value, identifier],
+            "Labels": {ROLE_LABEL: "helper"},
+            "Healthcheck": {"Test": ["NONE"]},
+            "HostConfig": {
+                "AutoRemove": True,
+                # Root of the host, and nothing of it but the right to write what root owns there.
+                "Binds": [f"{CGROUPS}:{MOUNTED}"],
+                "UsernsMode": "host",
+                "SecurityOpt": ["no-new-privileges:true", "label=disable"],
+                "CapDrop": ["ALL"],
+                "NetworkMode": "none",
+                "ReadonlyRootfs": True,
+                "PidsLimit": 64,
+            },
+        }
+        helper = self._create(own, "helper", body)
+        self.start(helper)
+        with suppress(ContainerGone):
+            self._ask("POST", f"/containers/{helper}/wait")
 
     def stop(self, identifier: str, *, timeout: int) -> bool:
         """Stop it, killing after `timeout` seconds; whether it was running."""
@@ -370,8 +405,15 @@ class DockerEngine:
         """
         return self._ask("GET", "/events", {"until": "0"}).content.splitlines()
 
-    def _read(self, path: str, meaning: Callable[[Any], T], parameters: Mapping[str, str] | None = None) -> T:
-        response = self._ask("GET", path, parameters)
+    def _read(
+        self,
+        path: str,
+        meaning: Callable[[Any], T],
+        parameters: Mapping[str, str] | None = None,
+        *,
+        timeout: float = PATIENT,
+    ) -> T:
+        response = self._ask("GET", path, parameters, timeout=timeout)
         try:
             return meaning(response.json())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -736,6 +778,10 @@ class _NotPaused(EngineError):
     """What unpause was asked for is so already."""
 
 
+class _NotFrozen(EngineError):
+    """The engine thinks that it is paused, and the kernel has thawed it."""
+
+
 class _Missing(EngineError):
     """There is no such volume."""
 
@@ -764,8 +810,8 @@ def _refusal(method: str, path: str, response: requests.Response) -> EngineError
     if method == "DELETE" and path.startswith("/volumes/"):
         kinds: dict[int, type[EngineError]] = {404: _Missing, 409: _InUse}
         return kinds.get(response.status_code, EngineError)(what, hint="see the engine's log")
-    if act == "unpause" and "is not paused" in words:
-        return _NotPaused(what)
+    if act == "unpause" and "not paused" in words:  # "is not paused" says the engine, without "is" its runtime
+        return _NotPaused(what) if "is not paused" in words else _NotFrozen(what, hint="see the engine's log")
     if act in ("pause", "exec"):
         return _not_paused(what, words) if act == "pause" else _not_executed(what, words)
     return EngineError(what, hint="see the engine's log")
@@ -811,7 +857,7 @@ def _failure(what: str, address: str, error: Exception) -> EngineError:
     if any(
         isinstance(cause, requests.Timeout | urllib3.exceptions.ReadTimeoutError | TimeoutError) for cause in causes
     ):
-        return EngineUnreachable(
+        return EngineSilent(
             f"the Docker Engine at {address} did not answer in time: {what}", hint="see whether `docker info` answers"
         )
     for cause in causes:

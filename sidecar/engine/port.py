@@ -13,6 +13,10 @@ from typing import Protocol
 
 from sidecar.model import Container, EngineIdentity, Mount, Volume
 
+# Seconds without a byte of answer. A pause takes 20 to 35 ms; one that takes longer than QUICK keeps others frozen.
+QUICK = 5.0
+PATIENT = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
@@ -89,8 +93,8 @@ class Engine(Protocol):
         running_only: those that are running, paused or restarting.
         """
 
-    def container(self, identifier: str) -> Container:
-        """One container by ID or name. Raises ContainerGone."""
+    def container(self, identifier: str, *, patience: float = PATIENT) -> Container:
+        """One container by ID or name. patience: seconds. Raises ContainerGone, EngineSilent."""
 
     def pause(self, identifier: str) -> None:
         """Freeze its processes.
@@ -100,7 +104,7 @@ class Engine(Protocol):
         """
 
     def unpause(self, identifier: str) -> bool:
-        """Thaw it; whether it was paused. Raises ContainerGone."""
+        """Thaw it, also past an engine that hangs over it; whether it was paused. Raises ContainerGone."""
 
     def stop(self, identifier: str, *, timeout: int) -> bool:
         """Stop it, killing after `timeout` seconds; whether it was running. Raises ContainerGone."""

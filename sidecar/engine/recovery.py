@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from sidecar.engine.journal import Entry, Intent, Journal
-from sidecar.engine.port import Engine
-from sidecar.errors import ContainerGone, EngineError, FreezeFailed, JournalUnreadable, ThawFailed
+from sidecar.engine.port import QUICK, Engine
+from sidecar.errors import ContainerGone, EngineError, EngineSilent, FreezeFailed, JournalUnreadable, ThawFailed
 from sidecar.events import Emit
 from sidecar.model import ContainerState, Quiesce
 
@@ -149,7 +149,13 @@ def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:
     """
     left = ContainerState.PAUSED if intent.action is Quiesce.PAUSE else ContainerState.EXITED
     try:
-        found = engine.container(intent.id)
+        try:
+            found = engine.container(intent.id, patience=QUICK)
+        except EngineSilent:
+            # An engine that hangs over a frozen container tells nothing of it until it is thawed (rescue.py).
+            if intent.action is Quiesce.PAUSE and ours() and engine.unpause(intent.id):
+                return intent.name
+            raise
         if found.state is not left or (intent.started_at and found.started_at != intent.started_at):
             return ""
         if not ours():
@@ -158,7 +164,7 @@ def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:
             engine.unpause(found.id)
         else:
             engine.start(found.id)
-        now = engine.container(found.id)
+        now = engine.container(found.id, patience=QUICK)
     except ContainerGone:
         return ""
     if (now.state, now.started_at) == (left, found.started_at):

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sidecar.engine.port import OUTPUT_KEPT, ContainerEvent, Executed, Helper, Watch
+from sidecar.engine.port import OUTPUT_KEPT, PATIENT, ContainerEvent, Executed, Helper, Watch
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, EngineUnreachable, HelperEnded, NotRunning
 from sidecar.model import Container, ContainerState, EngineIdentity, Mount, Volume
 
@@ -111,7 +111,7 @@ class FakeEngine:
             found = [c for c in self._containers.values() if c.running or not running_only]
             return sorted(found, key=lambda container: container.name)
 
-    def container(self, identifier: str) -> Container:
+    def container(self, identifier: str, *, patience: float = PATIENT) -> Container:
         with self._call("container", identifier):
             self._land(identifier)
             return self._find(identifier)

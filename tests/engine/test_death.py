@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -229,6 +233,54 @@ def test_killed_together_with_its_dead_man_it_thaws_at_the_next_start(sidecar: S
     assert not shop.is_paused()
     assert [each["containers"] for each in sidecar.events("recovered")] == [[shop.writer]]
     assert_next_run_is_good(sidecar, s3, shop, sets, stage="frozen")
+
+
+@contextmanager
+def engine_hangs_over(container: str) -> Iterator[Callable[[], bool]]:
+    """The engine cannot thaw the container, as when a command was being started inside it while it was paused.
+
+    Here because what would thaw it, containerd's shim, is suspended. Gives a function that asks the kernel, not the
+    engine, whether the container's processes are frozen.
+    """
+    process = inspect(container)["State"]["Pid"]
+    status = Path(f"/proc/{process}/status").read_text()
+    (shim,) = re.findall(r"^PPid:\t(\d+)$", status, re.MULTILINE)
+    assert Path(f"/proc/{shim}/comm").read_text().startswith("containerd-shim")
+    state = re.compile(r"^State:\tD", re.MULTILINE)  # in the kernel's refrigerator (v1); v2 shows it in its own file
+    (group,) = re.findall(r"^\d+:(?:freezer)?:(/.*)$", Path(f"/proc/{process}/cgroup").read_text(), re.MULTILINE)[:1]
+    events = Path(f"/sys/fs/cgroup{group}/cgroup.events")
+
+    def is_frozen() -> bool:
+        if events.exists():
+            return "frozen 1" in events.read_text()
+        return bool(state.search(Path(f"/proc/{process}/status").read_text()))
+
+    assert is_frozen()
+    os.kill(int(shim), signal.SIGSTOP)
+    try:
+        yield is_frozen
+    finally:
+        os.kill(int(shim), signal.SIGCONT)
+
+
+@pytest.mark.parametrize("fate", ["lives", "is killed"])
+def test_what_the_engine_hangs_over_is_thawed_past_it(sidecar: Sidecar, s3: S3, shop: Shop, fate: str) -> None:
+    """By the sidecar, or by its dead man."""
+    run = hold_frozen(sidecar, shop)
+    sets = manifests(sidecar, s3)
+    with engine_hangs_over(shop.writer) as is_frozen:
+        if fate == "lives":
+            sidecar.release("frozen")
+        else:
+            docker("kill", sidecar.name)
+        wait_until(lambda: not is_frozen(), "the kernel has thawed it", timeout=30)
+    run.end()
+    wait_until(lambda: not shop.is_paused(), "the engine knows", timeout=30)
+    wait_until(lambda: sidecar.helpers() == [], "the dead man has left", timeout=30)
+    sidecar.up()
+    now = manifests(sidecar, s3)
+    assert now in (sets, sets[:-1]) or fate == "lives"
+    assert_next_run_is_good(sidecar, s3, shop, now, stage="frozen")
 
 
 def test_what_others_restarted_and_paused_since_is_not_thawed(sidecar: Sidecar, shop: Shop) -> None:

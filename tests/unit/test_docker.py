@@ -18,7 +18,7 @@ import pytest
 from sidecar.engine import docker
 from sidecar.engine.docker import DockerEngine, connect, own_identifiers, serves_engine
 from sidecar.engine.port import Executed
-from sidecar.errors import ContainerGone, EngineDenied, EngineError, EngineUnreachable
+from sidecar.errors import ContainerGone, EngineDenied, EngineError, EngineSilent, EngineUnreachable
 from sidecar.model import Container, Mount
 from tests.contract.fake_engine import FakeEngine
 
@@ -139,6 +139,16 @@ def test_an_engine_that_does_not_answer_a_pause_is_given_up_soon(
     monkeypatch.setattr(docker, "QUICK", 0.1)
     with pytest.raises(EngineUnreachable, match="did not answer in time: POST /containers/db/pause"):
         impostor.engine().pause("db")
+
+
+def test_an_engine_that_hangs_over_a_thaw_is_given_up_when_nobody_can_help(
+    impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impostor.answers["POST /containers/db/unpause"] = (0, None)
+    monkeypatch.setattr(docker, "HUNG", 0.1)
+    monkeypatch.setattr(docker, "QUICK", 0.1)
+    with pytest.raises(EngineSilent, match="did not answer in time: POST /containers/db/unpause"):
+        impostor.engine().unpause("db")
 
 
 def test_an_engine_that_hangs_up_is_unreachable(impostor: Impostor) -> None:

@@ -51,9 +51,9 @@ class Mortal(FakeEngine):
         self._live(self.dies_after, command)
         return done
 
-    def container(self, identifier: str) -> Container:
+    def container(self, identifier: str, **options: Any) -> Container:
         self._live()
-        return super().container(identifier)
+        return super().container(identifier, **options)
 
     def _live(self, text: str = "", command: Sequence[str] = ()) -> None:
         self.dead = self.dead or (bool(text) and text in command[-1])

@@ -1,0 +1,84 @@
+# shellcheck shell=bash
+# Sourced by the benchmarks: one S3 server, a host with the peers' tools, volumes to back up, a sidecar; all of it removed
+# again at the end, but for the image local/bench-restic. Sets `mark`, `work`, and the names of the containers.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$here/../..
+# shellcheck source=tests/machine/common.sh
+source "$root/tests/machine/common.sh"
+mark=vbs-bench-$$
+work=$(mktemp -d)
+volumes_directory=$(docker info --format '{{.DockerRootDir}}')/volumes
+s3=(--env AWS_ACCESS_KEY_ID=bench-access-key --env AWS_SECRET_ACCESS_KEY=bench-secret-key --env AWS_REGION=us-east-1)
+
+clean() {
+    docker rm --force --volumes "$mark-s3" "$mark-host" "$mark-backup" >/dev/null 2>&1 || true
+    docker volume ls --quiet --filter "name=^$mark-" | xargs --no-run-if-empty docker volume rm >/dev/null 2>&1 || true
+    docker network rm "$mark" >/dev/null 2>&1 || true
+    rm -rf "$work"
+}
+trap clean EXIT
+
+start_s3() { # an S3 server with the bucket `bench`, as s3:8333 on the network $mark
+    "$root/tests/machine/stack-images" >&2
+    docker network create "$mark" >/dev/null
+    docker run --detach --init --name "$mark-s3" --network "$mark" --network-alias s3 --hostname s3 \
+        --volume "$mark-bucket:/data" --env S3_ACCESS_KEY=bench-access-key --env S3_SECRET_KEY=bench-secret-key \
+        --env S3_BUCKET=bench local/demo-s3 >/dev/null
+    until docker exec "$mark-s3" test -e /tmp/ready; do sleep 0.2; done
+}
+
+start_host() { # start_host OPTION...: aws, tar, pigz, restic, python3; OPTIONs of docker run mount volumes
+    printf '%s\n' 'FROM local/demo-host' \
+        'RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends restic pigz && rm -rf /var/lib/apt/lists/*' \
+        >"$work/Dockerfile"
+    build_image local/bench-restic "$work"
+    docker run --detach --init --name "$mark-host" --network "$mark" "${s3[@]}" --env AWS_DEFAULT_REGION=us-east-1 \
+        --env RESTIC_PASSWORD=bench "$@" local/bench-restic sleep infinity >/dev/null
+}
+
+on_host() { docker exec --interactive "$mark-host" bash -euo pipefail -c "$@"; }
+
+fill_small() { # fill_small VOLUME_PATH FILES: small files of about 6.5 kB; half of their bytes can be compressed away
+    docker exec --interactive "$mark-host" python3 - "$@" <<'FILL'
+import os, random, sys
+top, files = sys.argv[1], int(sys.argv[2])
+numbers = random.Random(1)
+for number in range(files):
+    folder = f"{top}/{number // 500:04d}"
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/{number:06d}", "wb") as file:
+        file.write(numbers.randbytes(numbers.choice((50, 1_000, 3_000, 9_000))).hex().encode())
+FILL
+}
+
+fill_large() { # fill_large VOLUME_PATH MB: shared libraries, and as many large files as are missing
+    docker exec --interactive "$mark-host" python3 - "$@" <<'FILL'
+import os, random, shutil, sys
+top, large = sys.argv[1], int(sys.argv[2]) * 10**6
+numbers = random.Random(1)
+shutil.copytree("/usr/lib", f"{top}/lib", symlinks=True)
+size = sum(os.lstat(os.path.join(at, name)).st_size for at, _, names in os.walk(top) for name in names)
+number = 0
+while size < large:
+    with open(f"{top}/file-{number}", "wb") as file:
+        for _ in range(min(64, (large - size) // 2**20 + 1)):
+            size += file.write(numbers.randbytes(2**19).hex().encode())
+    number += 1
+FILL
+}
+
+start_sidecar() { # start_sidecar IMAGE VOLUME,VOLUME: backs these up to s3://bench/backups
+    docker run --detach --init --name "$mark-backup" --label backup.role=sidecar --read-only --tmpfs /tmp --tmpfs /run/backup \
+        --network "$mark" --cap-drop ALL --cap-add DAC_READ_SEARCH "${s3[@]}" \
+        --volume /var/run/docker.sock:/var/run/docker.sock --volume "$volumes_directory:/volumes:ro,rslave" \
+        --volume "$mark-state:/state" --env BACKUP_SCHEDULE=off --env BACKUP_GUARD=off --env S3_BACKUP_BUCKET=bench \
+        --env AWS_ENDPOINT_URL_S3=http://s3:8333 --env "BACKUP_INCLUDE=$2" --env 'BACKUP_EXCLUDE=/*' "$1" >/dev/null
+    until docker exec "$mark-backup" status >/dev/null 2>&1; do sleep 0.2; done
+}
+
+seconds() { # seconds COMMAND...: how long it takes; what it prints is left in $work/said
+    local began
+    began=$(date +%s%N)
+    "$@" >"$work/said" 2>"$work/complained" || { cat "$work/said" "$work/complained" >&2; exit 1; }
+    echo "$((($(date +%s%N) - began) / 1000000))e-3"
+}
