@@ -87,7 +87,7 @@ def measure(root: str, synced_ns: int | None = None) -> tuple[int, int, int]:
                 length = min(status.st_size, status.st_blocks * _SECTOR)
                 files += 1
                 size += length
-                if not (trusted and settled(signature_of(status), synced_ns or 0)):
+                if not (trusted and settled(status.st_mtime_ns, status.st_ctime_ns, synced_ns or 0)):
                     hot += length
     except OSError as exc:
         raise _unreadable(root, exc, path[0]) from exc

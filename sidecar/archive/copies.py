@@ -101,7 +101,7 @@ class Copies:
         """Whether a file of this status, read from now on, holds what was read for as long as its signature does."""
         if self._synced_ns is None or status.st_dev != self._device:
             return False
-        return settled(signature_of(status), self._synced_ns)
+        return settled(status.st_mtime_ns, status.st_ctime_ns, self._synced_ns)
 
     def unchanged(self, status: os.stat_result, *, last: bool) -> Entry | None:
         """The entry of a file of this status whose copy is what it holds, known without reading it; else None.

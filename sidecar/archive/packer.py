@@ -7,6 +7,7 @@ file that changes while it is read leaves nothing behind in its block; one that 
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -170,7 +171,7 @@ class Packer:
         self._under_way.clear()
 
     def _age_of(self, touched_ns: int) -> int:
-        return sum(self._synced_ns - touched_ns > limit for limit in _AGES)
+        return bisect_left(_AGES, self._synced_ns - touched_ns)
 
     def _done(self, chain: Chain, path: bytes, number: Fingerprint, crc32: int, length: int) -> None:
         self.bytes_read += length
@@ -313,7 +314,7 @@ class Packer:
 
 def _fill(descriptor: int, view: memoryview, offset: int) -> bool:
     """Fill the view from `offset` of the file; whether it had all of that."""
-    filled = 0
+    filled = os.preadv(descriptor, (view,), offset)  # nearly always all
     while filled < len(view):
         got = os.preadv(descriptor, (view[filled:],), offset + filled)
         if got == 0:

@@ -10,8 +10,6 @@ So a signature is trusted only if it was old when the file was read, and the rea
 
 from __future__ import annotations
 
-from sidecar.archive.entry import Signature
-
 MARGIN_NS = 60 * 10**9
 # statfs(2)'s numbers of the file systems on which this was tried, and of their nearest relatives.
 _KEEPERS = frozenset(
@@ -29,10 +27,10 @@ def keeps_times(magic: int) -> bool:
     return magic in _KEEPERS
 
 
-def settled(signature: Signature, synced_ns: int) -> bool:
-    """Whether the file, as long as it has this signature, holds the bytes that were read under it.
+def settled(mtime_ns: int, ctime_ns: int, synced_ns: int) -> bool:
+    """Whether a file of these times, as long as it has this signature, holds the bytes that were read under it.
 
     synced_ns: the time, in nanoseconds since 1970, just before the syncfs(2) that came before the reading, on a file
     system for which `keeps_times`. Any other file is hot: only reading it tells.
     """
-    return max(signature.mtime_ns, signature.ctime_ns) <= synced_ns - MARGIN_NS
+    return mtime_ns <= synced_ns - MARGIN_NS and ctime_ns <= synced_ns - MARGIN_NS

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the benchmarks: one S3 server, a host with the peers' tools, volumes to back up, a sidecar; all of it removed
-# again at the end, but for the image local/bench-restic. Sets `mark`, `work`, and the names of the containers.
+# again at the end, but for the image local/bench-peers. Sets `mark`, `work`, and the names of the containers.
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$here/../..
 # shellcheck source=tests/machine/common.sh
@@ -31,9 +31,9 @@ start_host() { # start_host OPTION...: aws, tar, pigz, restic, python3; OPTIONs 
     printf '%s\n' 'FROM local/demo-host' \
         'RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends restic pigz && rm -rf /var/lib/apt/lists/*' \
         >"$work/Dockerfile"
-    build_image local/bench-restic "$work"
+    build_image local/bench-peers "$work"
     docker run --detach --init --name "$mark-host" --network "$mark" "${s3[@]}" --env AWS_DEFAULT_REGION=us-east-1 \
-        --env RESTIC_PASSWORD=bench "$@" local/bench-restic sleep infinity >/dev/null
+        --env RESTIC_PASSWORD=bench "$@" local/bench-peers sleep infinity >/dev/null
 }
 
 on_host() { docker exec --interactive "$mark-host" bash -euo pipefail -c "$@"; }

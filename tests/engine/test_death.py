@@ -85,6 +85,11 @@ def manifests(sidecar: Sidecar, s3: S3) -> list[str]:
     return sorted(key.split("/")[0] for key in s3.keys(sidecar.prefix) if key.endswith("/manifest.json"))
 
 
+def thaws(sidecar: Sidecar) -> list[list[str]]:
+    """Whom each recovery has thawed, as the log says it. (Others aborted uploads.)"""
+    return [each["containers"] for each in sidecar.events("recovered") if "containers" in each]
+
+
 def stop(sidecar: Sidecar) -> float:
     """`docker stop`; the seconds it took."""
     began = time.monotonic()
@@ -181,10 +186,10 @@ def test_killed_at_any_stage_it_thaws_when_it_comes_back_and_no_half_set_counts(
     sidecar.wait_restarted()
     assert done.code not in (0, 3)
     assert not shop.is_paused()
-    recovered = [each for each in sidecar.events("recovered") if "containers" in each]
+    recovered = thaws(sidecar)
     if stage in ("journalled", "frozen"):
         # The dead man, who stands by, may have been quicker than the restart.
-        assert [each["containers"] for each in recovered] in ([[]], [[shop.writer]])
+        assert recovered in ([[]], [[shop.writer]])
     else:
         assert recovered == []
 
@@ -215,7 +220,7 @@ def test_killed_for_good_while_frozen_the_dead_man_thaws(sidecar: Sidecar, s3: S
     run.end()
     wait_until(lambda: sidecar.helpers() == [], "the dead man has left", timeout=20)
     sidecar.up()
-    assert [each["containers"] for each in sidecar.events("recovered")] == [[]]
+    assert thaws(sidecar) == [[]]
     assert_next_run_is_good(sidecar, s3, shop, sets, stage="frozen")
 
 
@@ -231,7 +236,7 @@ def test_killed_together_with_its_dead_man_it_thaws_at_the_next_start(sidecar: S
     sidecar.start()
 
     assert not shop.is_paused()
-    assert [each["containers"] for each in sidecar.events("recovered")] == [[shop.writer]]
+    assert thaws(sidecar) == [[shop.writer]]
     assert_next_run_is_good(sidecar, s3, shop, sets, stage="frozen")
 
 
@@ -293,7 +298,7 @@ def test_what_others_restarted_and_paused_since_is_not_thawed(sidecar: Sidecar, 
     try:
         sidecar.start()
         assert shop.is_paused()
-        assert [each["containers"] for each in sidecar.events("recovered")] == [[]]
+        assert thaws(sidecar) == [[]]
     finally:
         docker("unpause", shop.writer)
 
@@ -372,8 +377,7 @@ def test_killed_by_the_kernel_for_want_of_memory_while_frozen_it_comes_back_and_
     ends = [line for line in seen if line.startswith((f"{sidecar.name} kill", f"{sidecar.name} die"))]
     assert ends == [f"{sidecar.name} die 137"]
     sidecar.wait_restarted()
-    recovered = [each for each in sidecar.events("recovered") if "containers" in each]
-    assert [each["containers"] for each in recovered] in ([[]], [[shop.writer]])  # the dead man may have been quicker
+    assert thaws(sidecar) in ([[]], [[shop.writer]])  # the dead man may have been quicker
     assert_nothing_is_left(sidecar, s3, shop, [])
     assert_next_run_is_good(sidecar, s3, shop, [], stage="frozen")
 

@@ -34,7 +34,7 @@ def test_only_a_file_that_nobody_touched_in_the_minute_before_the_sync_is_settle
 ) -> None:
     touched = signature(mtime=SYNCED - round(mtime_ago * SECOND), ctime=SYNCED - round(ctime_ago * SECOND))
 
-    assert settled(touched, SYNCED) is is_settled
+    assert settled(touched.mtime_ns, touched.ctime_ns, SYNCED) is is_settled
 
 
 @pytest.mark.parametrize(
