@@ -32,6 +32,7 @@ EVENTS: dict[str, int] = {
     "file_changed": logging.WARNING,
     "file_differs": logging.ERROR,
     "reuse_refused": logging.WARNING,
+    "group_begun_anew": logging.WARNING,
     "unprotected_mount": logging.WARNING,
     "store_retry": logging.WARNING,
     "store_failed": logging.ERROR,

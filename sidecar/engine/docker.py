@@ -26,7 +26,7 @@ from docker import APIClient
 from docker.errors import DockerException, TLSParameterError
 from docker.utils import kwargs_from_env
 
-from sidecar.engine.port import OUTPUT_KEPT, PATIENT, QUICK, ContainerEvent, Executed, Helper, Watch
+from sidecar.engine.port import HUNG, OUTPUT_KEPT, PATIENT, QUICK, ContainerEvent, Executed, Helper, Watch
 from sidecar.engine.rescue import CGROUPS, MOUNTED, Order
 from sidecar.errors import (
     AlreadyPaused,
@@ -45,7 +45,6 @@ T = TypeVar("T")
 
 SOCKET = "unix:///var/run/docker.sock"
 
-HUNG = 3.0  # seconds: an unpause takes 20 to 35 ms; one that takes this long is not going to be answered
 
 # The engine keeps its last 256 events (moby, daemon/events: eventsLimit, 20.10 to 29).
 EVENTS_KEPT = 256

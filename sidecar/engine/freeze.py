@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 
 from sidecar.engine.evidence import arrivals, disturbance, remembered, stirred
 from sidecar.engine.journal import Intent, Journal
-from sidecar.engine.port import QUICK, ContainerEvent, Engine, Watch
+from sidecar.engine.port import HUNG, ContainerEvent, Engine, Watch
 from sidecar.engine.recovery import PATIENCE, PAUSE_BETWEEN, recover, thaw_failed
 from sidecar.errors import (
     AlreadyPaused,
@@ -230,7 +230,7 @@ class _Hold:
 
     def _look(self) -> None:
         try:
-            now = self.engine.container(self.before.id, patience=QUICK)
+            now = self.engine.container(self.before.id, patience=HUNG)
         except ContainerGone:
             self.trouble = None
         except EngineError as error:
@@ -345,7 +345,7 @@ class Frozen:
 
     def _must_be(self, before: Container, state: ContainerState, pid: int) -> None:
         try:
-            now = self._engine.container(before.id, patience=QUICK)
+            now = self._engine.container(before.id, patience=HUNG)
         except ContainerGone as error:
             if not before.running:
                 return  # a stopped container that was removed wrote nothing

@@ -13,7 +13,9 @@ from typing import Protocol
 
 from sidecar.model import Container, EngineIdentity, Mount, Volume
 
-# Seconds without a byte of answer. A pause takes 20 to 35 ms; one that takes longer than QUICK keeps others frozen.
+# Seconds without a byte of answer. A pause takes 20 to 35 ms; one that takes longer than QUICK keeps others frozen. An
+# engine that has not told within HUNG how a frozen container is, or not thawed it, hangs over it (engine/rescue.py).
+HUNG = 2.0
 QUICK = 5.0
 PATIENT = 60.0
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from sidecar.engine.journal import Entry, Intent, Journal
-from sidecar.engine.port import QUICK, Engine
+from sidecar.engine.port import HUNG, Engine
 from sidecar.errors import ContainerGone, EngineError, EngineSilent, FreezeFailed, JournalUnreadable, ThawFailed
 from sidecar.events import Emit
 from sidecar.model import ContainerState, Quiesce
@@ -150,7 +150,7 @@ def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:
     left = ContainerState.PAUSED if intent.action is Quiesce.PAUSE else ContainerState.EXITED
     try:
         try:
-            found = engine.container(intent.id, patience=QUICK)
+            found = engine.container(intent.id, patience=HUNG)
         except EngineSilent:
             # An engine that hangs over a frozen container tells nothing of it until it is thawed (rescue.py).
             if intent.action is Quiesce.PAUSE and ours() and engine.unpause(intent.id):
@@ -164,7 +164,7 @@ def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:
             engine.unpause(found.id)
         else:
             engine.start(found.id)
-        now = engine.container(found.id, patience=QUICK)
+        now = engine.container(found.id, patience=HUNG)
     except ContainerGone:
         return ""
     if (now.state, now.started_at) == (left, found.started_at):

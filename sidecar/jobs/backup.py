@@ -27,6 +27,7 @@ from sidecar.engine.port import Engine
 from sidecar.errors import (
     ContainerGone,
     EngineError,
+    EngineSilent,
     Interrupted,
     ReuseFailed,
     SidecarError,
@@ -161,7 +162,7 @@ class _Run:
         self._consignments: list[Consignment] = []
         self._engine_id = ""
         self._full = full
-        self._reuse = True
+        self._reuse = self._may_try_again = True
         self._earlier: EarlierSets | None = None
 
     def plan(self, named: tuple[str, ...]) -> Plan:
@@ -204,11 +205,11 @@ class _Run:
         self.ledger.set = tools.names.next(lambda name: any(c.holds(name) for c in self._consignments))
 
     def attempts(self, plan: Plan) -> Iterator[Group]:
-        """Each group; and once more, with nothing reused, where an earlier archive turned out to be of no use."""
+        """Each group; and once more where `failing_alone` says so."""
         for group in plan.groups:
-            self._reuse = True
+            self._reuse = self._may_try_again = True
             yield group
-            if not self._reuse:
+            if not self._may_try_again:
                 yield group
 
     @contextmanager
@@ -221,10 +222,14 @@ class _Run:
         except (Interrupted, StoreError) as error:
             self.ledger.group_dropped(group, error, self._paused_ms())
             raise
-        except ReuseFailed as error:
-            self._reuse = False
-            self.ledger.group_begun_anew(group, error)
         except SidecarError as error:
+            # A health check that began in the very moment of the freeze, or an earlier archive that was not what it
+            # seemed: neither is going to be so again, if nothing is reused.
+            if self._may_try_again and isinstance(error, EngineSilent | ReuseFailed):
+                self._may_try_again = False
+                self._reuse = self._reuse and isinstance(error, EngineSilent)
+                self.ledger.group_begun_anew(group, error)
+                return
             self.ledger.group_failed(group, error, self._paused_ms())
 
     def reserve(self, group: Group, undo: ExitStack) -> list[VolumeBackup]:

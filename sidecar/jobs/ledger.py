@@ -112,8 +112,8 @@ class Ledger:
         self.reasons.append(Reason.of(error))
 
     def group_begun_anew(self, group: Group, error: SidecarError) -> None:
-        """Forget what a group had come to: it is backed up once more, with nothing reused."""
-        self.event("reuse_refused", group=group.name, error=error.message, hint=error.hint)
+        """Forget what a group had come to: it is backed up once more."""
+        self.event("group_begun_anew", group=group.name, error=error.message, hint=error.hint)
         names = {planned.volume.name for planned in group.volumes}
         self.volumes = [volume for volume in self.volumes if volume.volume not in names]
         self.set_volumes = [volume for volume in self.set_volumes if volume.volume not in names]

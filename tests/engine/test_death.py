@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +288,29 @@ def test_what_the_engine_hangs_over_is_thawed_past_it(sidecar: Sidecar, s3: S3, 
     now = manifests(sidecar, s3)
     assert now in (sets, sets[:-1]) or fate == "lives"
     assert_next_run_is_good(sidecar, s3, shop, now, stage="frozen")
+
+
+def test_commands_that_are_started_inside_all_the_time_cost_a_run_at_most(sidecar: Sidecar, shop: Shop) -> None:
+    """About one freeze in six meets one half-way, and the engine hangs over it until the kernel is told."""
+    over = threading.Event()
+
+    def start_commands() -> None:
+        while not over.is_set():
+            docker("exec", shop.writer, "true", check=False)
+
+    sidecar.up(BACKUP_TEST_STAGE=None)
+    with ThreadPoolExecutor(4) as starters:
+        starting = [starters.submit(start_commands) for _ in range(4)]
+        try:
+            outcomes = []
+            for _ in range(6):
+                outcomes.append(sidecar.run_now("--json").json()["outcome"])
+                assert not shop.is_paused()
+        finally:
+            over.set()
+        for each in starting:
+            each.result()
+    assert "good" in outcomes
 
 
 def test_what_others_restarted_and_paused_since_is_not_thawed(sidecar: Sidecar, shop: Shop) -> None:

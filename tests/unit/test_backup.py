@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.errors import EngineDenied, NotFound, StoreDenied, StoreUnreachable
+from sidecar.errors import EngineDenied, EngineSilent, NotFound, StoreDenied, StoreUnreachable
 from sidecar.events import Progress
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.model import ContainerState
@@ -117,6 +117,23 @@ def test_files_are_copied_before_anything_is_frozen(shop: Shop) -> None:
 
     assert shop.run(follow=follow).outcome is Outcome.GOOD
     assert seen == [("db", []), ("files", [])]
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(1, Outcome.GOOD), (2, Outcome.FAILED)])
+def test_an_engine_that_hangs_over_a_frozen_container_costs_a_second_attempt_and_no_third(
+    shop: Shop, times: int, outcome: Outcome
+) -> None:
+    """As it does when a health check begins in the moment of the freeze."""
+    for _ in range(times):
+        silent = EngineSilent("the Docker Engine did not answer in time")
+        shop.engine.meanwhile("pause", "db", lambda error=silent: shop.engine.fail("container", "db", error))  # type: ignore[misc]
+    report = shop.run()
+    assert report.outcome is outcome, report.reasons
+    assert shop.frozen() == []
+    assert len(shop.of("group_frozen")) == 2
+    assert len(shop.of("group_begun_anew")) == 1
+    if outcome is Outcome.GOOD:
+        assert shop.archive(report, "db") == {"./one/file": b"db" * 1000}
 
 
 def test_what_changes_after_it_was_copied_is_archived_as_it_was_when_frozen(shop: Shop) -> None:

@@ -187,8 +187,8 @@ def test_an_earlier_archive_altered_without_a_trace_is_noticed_by_the_new_ones_c
     second = shop.run()
     assert_whole(shop, second)
     assert reused(second) == {"db": 0, "files": 0}
-    (refusal,) = refusals(shop)
-    assert "checksum" in refusal
+    (anew,) = shop.of("group_begun_anew")
+    assert "checksum" in anew["error"]
     assert len(shop.of("group_frozen")) == 3
     assert len(second.groups) == 1
     assert sorted(each.volume for each in second.volumes) == ["db", "files"]
@@ -212,7 +212,8 @@ def test_an_earlier_archive_deleted_before_it_is_copied_costs_a_second_attempt(
     second = shop.run()
     assert_whole(shop, second)
     assert reused(second) == {"db": 0, "files": 0}
-    assert ["is not in the store" in refusal for refusal in refusals(shop)] == [True]
+    (anew,) = shop.of("group_begun_anew")
+    assert "is not in the store" in anew["error"]
 
 
 def test_a_store_that_does_not_answer_what_is_asked_of_it_gets_everything(shop: Shop) -> None:
