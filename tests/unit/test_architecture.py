@@ -48,6 +48,7 @@ PURE = frozenset(
         "stores.rules",
         "engine.port",
         "engine.evidence",
+        "engine.likeness",
         "service.jobs_port",
         "service.shipments",
     ]
