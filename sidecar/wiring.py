@@ -41,6 +41,7 @@ from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.drill import DrillTools, clear, drill
 from sidecar.jobs.guard import GuardTools, dismiss, guard, sign
 from sidecar.jobs.marks import keep
 from sidecar.jobs.ownership import Claimant, claimant, state_of
@@ -61,9 +62,9 @@ from sidecar.jobs.scan import scan as search
 from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.plan import Selection
-from sidecar.report import RestoreReport, RunReport, VerifyReport
+from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
 from sidecar.salvage import Place, Salvage
-from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
+from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -260,6 +261,20 @@ class _Jobs:
         )
         return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
 
+    def drill(self, request: DrillRequest, follow: Follow, cancelled: threading.Event) -> DrillReport:
+        tools = DrillTools(
+            engine=self._engine,
+            stores=self._stores(cancelled),
+            own=self._discovery.this_container,
+            claimant=self._claimant(),
+            threads=2 * _cores(),
+            patience=self._settings.drill_timeout.total_seconds(),
+            memory=self._settings.drill_memory,
+            emit=self._emit,
+            now=_now,
+        )
+        return drill(request.set_name, request.volumes, tools, follow, cancelled)
+
     def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
         return keep(set_name, wanted, self._quick_stores(), self._claimant())
 
@@ -304,6 +319,7 @@ class _Jobs:
         recover(self._journal, self._engine, self._emit)
         finish(self._engine, self._journal, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
+        clear(self._engine, state_of(self._discovery.this_container(), str(STATE)), self._emit)
         try:
             self._sweep()
         except OwnedByAnotherSidecar as error:

@@ -56,7 +56,7 @@ class Wanted:
     """What is brought: a volume of a set, from the first of `holders` (stores) that has it whole, into `target`.
 
     choose: says of an index (the whole object) what to take; merge: that may be less than all. reserve: the share of
-    the volume's disk that must stay free.
+    the volume's disk that must stay free. called: the volume's name for people, where that is not `target`.
     """
 
     stored: SetVolume
@@ -65,6 +65,12 @@ class Wanted:
     choose: Callable[[bytes], Extract]
     merge: bool = False
     reserve: float = 0.0
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.called or self.target
 
 
 class Delivery:
@@ -116,7 +122,7 @@ class Delivery:
                 try:
                     archive = find_archive(self._stores[name], wanted.stored, wanted.choose)
                     helper = self._helper(wanted, archive.extract, attempt)
-                    self._send(wanted.target, archive, helper)
+                    self._send(wanted.name, archive, helper)
                 except (StoreError, SetInvalid, ArchiveDamaged) as error:
                     error.store = error.store or name
                     if name == wanted.holders[-1]:
@@ -149,8 +155,8 @@ class Delivery:
         command += [f"--reserve={wanted.reserve}"] if wanted.reserve else []
         helper = undo.enter_context(self._engine.help_with(self._own(), wanted.target, command=command, target=TARGET))
         self._waiting.add(id(helper))
-        undo.callback(self._dismiss, helper, wanted.target)
-        self.word(helper, wanted.target)
+        undo.callback(self._dismiss, helper, wanted.name)
+        self.word(helper, wanted.name)
         return helper
 
     def _send(self, volume: str, archive: Archive, helper: Helper) -> None:

@@ -1057,6 +1057,12 @@ class Times:
     def expect_verification(self, due: datetime | None) -> None:
         pass
 
+    def drill_when_idle(self, _: datetime) -> None:
+        raise AssertionError("no drill is scheduled")
+
+    def expect_drill(self, due: datetime | None) -> None:
+        assert due is None
+
     def submit_scheduled(self, due: datetime) -> None:
         assert due == self.expected[-1]
         self.asked.append(self.clock.now())
