@@ -33,7 +33,7 @@ PROVEN_BY_DATA = "grep -q hello /data/letter"
 # What a copy of a service that may do anything on the host can see of it.
 HARMLESS = (
     'set -e; [ ! -e /run/engine.sock ]; [ ! -e /var/run/docker.sock ]; [ "$(ls /sys/class/net)" = lo ];'
-    ' [ ! -e /dev/mem ]; [ "$(cat /etc/app/setting)" = on ]; ! touch /etc/app/other 2> /dev/null;'
+    ' [ ! -e /dev/gift ]; [ "$(cat /etc/app/setting)" = on ]; ! touch /etc/app/other 2> /dev/null;'
     " ! touch /srv/app/other 2> /dev/null; ! mount -o remount,rw /srv/app 2> /dev/null;"
     ' [ "$MODE" = quick ]; [ "$(id -u)" = 0 ]; grep -q hello /data/letter; touch /data/written /cache/written'
 )
@@ -113,8 +113,17 @@ def town(machine: Machine) -> Iterator[Town]:
         "letter": run("letter", "--label", f"backup.drill={PROVEN_BY_DATA}", image=extra),
         "wild": run(
             "wild",
-            *("--label", f"backup.drill={HARMLESS}", "--privileged", "--network", "host", "--pid", "host"),
-            *("--restart", "always", "--volume", "/var/run/docker.sock:/var/run/docker.sock", "--env", "MODE=quick"),
+            *("--label", f"backup.drill={HARMLESS}", "--cap-add", "SYS_ADMIN", "--network", "host", "--pid", "host"),
+            *(
+                "--restart",
+                "always",
+                "--device",
+                "/dev/null:/dev/gift",
+                "--volume",
+                "/var/run/docker.sock:/var/run/docker.sock",
+                "--env",
+                "MODE=quick",
+            ),
             *("--volume", "/var/run/docker.sock:/run/engine.sock", "--volume", f"{binds}/config:/etc/app:ro"),
             *("--volume", f"{binds}/writable:/srv/app", "--volume", f"{cache}:/cache"),
         ),
