@@ -232,7 +232,8 @@ class _Jobs:
         stores = self._quick_stores(host=request.host)
         plan, catalogue = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
         document = plan.as_json()
-        return document | {"warnings": [*catalogue.damage(plan.manifest.set), *catalogue.unread, *document["warnings"]]}
+        known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set))
+        return document | {"warnings": [*known, *catalogue.unread, *document["warnings"]]}
 
     def _restore_tools(self, stores: Mapping[str, Store], follow: Follow, cancelled: threading.Event) -> RestoreTools:
         def safety(volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:

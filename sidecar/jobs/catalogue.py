@@ -65,15 +65,18 @@ class Catalogue:
         return any(marks.keep for marks in self.marks.get(set_name, {}).values())
 
     def damage(self, set_name: str) -> tuple[str, ...]:
-        """A sentence for each copy of the set that is known to be damaged, and for a drill that it failed."""
-        damaged = [
+        """A sentence for each copy of the set that is known to be damaged."""
+        return tuple(
             f"the copy of {set_name} in {store} is known to be damaged: {marks.damaged}"
             for store, marks in self.marks.get(set_name, {}).items()
             if marks.damaged
-        ]
+        )
+
+    def failed_drill(self, set_name: str) -> tuple[str, ...]:
+        """A sentence, if a volume of the set has failed its last drill."""
         drilled = self.drilled(set_name)
         failed = drilled is not None and drilled["outcome"] == Outcome.FAILED
-        return (*damaged, *([f"{set_name} failed its last drill: {drilled['why']}"] if drilled and failed else []))
+        return (f"{set_name} failed its last drill: {drilled['why']}",) if drilled and failed else ()
 
     def drilled(self, set_name: str) -> dict[str, Any] | None:
         """The newest of the worst that drills found, and the `stores` where that is noted; None for never."""

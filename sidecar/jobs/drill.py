@@ -113,14 +113,19 @@ def clear(engine: Engine, state: str, emit: Emit, *, patience: float = _FAREWELL
     until = time.monotonic() + patience
     while volumes := [name for name in volumes if not engine.remove_volume(name)]:
         if time.monotonic() >= until:
-            emit(
-                "drill_left_over",
-                volumes=volumes,
-                error=f"scratch volumes of a drill cannot be removed: {', '.join(volumes)}",
-                hint="some container has them: docker ps --all --filter volume=NAME; the next drill tries it again",
-            )
+            hint = "see which container has them: docker ps --all --filter volume=NAME"
+            _say_left_over(emit, volumes, "some container has them", hint)
             return
         time.sleep(_LOOK_EVERY)
+
+
+def _say_left_over(emit: Emit, volumes: Sequence[str], why: str, hint: str) -> None:
+    emit(
+        "drill_left_over",
+        volumes=list(volumes),
+        error=f"scratch volumes of a drill cannot be removed ({', '.join(volumes)}): {why}",
+        hint=f"the next drill, or the next start, tries it again; {hint}",
+    )
 
 
 class _Drill:
@@ -180,8 +185,10 @@ class _Drill:
             yield scratch
         finally:
             patience = 0.0 if self._cancelled.is_set() else _FAREWELL  # then the daemon has ten seconds to live
-            with suppress(EngineError):  # the next drill, or the next start, removes it
+            try:
                 clear(self._tools.engine, state, self._tools.emit, patience=patience)
+            except EngineError as error:
+                _say_left_over(self._tools.emit, list(scratch.values()), error.message, error.hint)
 
     def restored(self, rehearsal: Rehearsal, scratch: Mapping[str, str]) -> bool:
         """Whether all volumes of the set are restored. What is wrong with one is noted, and the others are not tried.
@@ -393,7 +400,11 @@ class _Drill:
     def _watched(self, service: Service, copy: Copied) -> str:
         """Wait until it is proven; why it is not, or nothing. Raises Interrupted, EngineError."""
         until = time.monotonic() + self._tools.patience
-        what = f"command `{service.command}` has not ended" if service.command else "health check has not answered yet"
+        what = (
+            f"command `{copy.blotted(service.command)}` has not ended"
+            if service.command
+            else "health check has not answered yet"
+        )
         answer = f"its {what}"
         while True:
             condition = self._tools.engine.condition(copy.id)
@@ -427,7 +438,7 @@ class _Drill:
         if done.code is None:
             return False, ""
         said = copy.blotted(_end_of(done.output))
-        ended = f"its command `{service.command}` ends with exit code {done.code}"
+        ended = f"its command `{copy.blotted(service.command)}` ends with exit code {done.code}"
         return done.code == 0, ended + (f": {said}" if said else "")
 
     def _why_ended(self, service: Service, condition: Condition) -> str:

@@ -97,7 +97,6 @@ class FakeEngine:
         self.helping: list[FakeHelper] = []
         self.refusing: list[EngineError] = []
         # What becomes of copies: name of the model -> how a copy is, once it runs. Others are well.
-        self.copied: dict[str, Container] = {}
         self._models: dict[str, str] = {}
         self.becomes: dict[str, Callable[[Container], Condition]] = {}
 
@@ -198,7 +197,7 @@ class FakeEngine:
                     for m in sorted(mounts, key=lambda mount: mount.target)
                 ),
             )
-            self._containers[copy.id] = self.copied[copy.id] = copy
+            self._containers[copy.id] = copy
             self._models[copy.id] = model.name
             return Copied(copy.id, blotted=lambda text: text.replace("hunter2", "…"))
 
