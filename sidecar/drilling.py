@@ -66,10 +66,12 @@ class Service:
         return volumes + [replace(each.mount, writable=False) for each in self.binds if not each.why]
 
     def constraints(self) -> list[str]:
-        """How a copy's mounts differ from its own, in words."""
+        """What of its mounts it may miss in a copy, in words."""
         read_only = [each.mount.target for each in self.binds if each.mount.writable and not each.why]
-        said = [f"{', '.join(read_only)} read-only"] if read_only else []
-        return said + [f"without {each.mount.target} ({each.why})" for each in self.binds if each.why]
+        said = [f"writes to {', '.join(read_only)}, which it may only read"] if read_only else []
+        return said + [
+            f"needs {each.mount.target}, which it does not get ({each.why})" for each in self.binds if each.why
+        ]
 
 
 @dataclass(frozen=True, slots=True)

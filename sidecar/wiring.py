@@ -76,6 +76,8 @@ _JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 # Seconds. Small requests that somebody waits for: a verb, the start.
 _SOON = 15
+# Seconds that scratch volumes which somebody holds are waited for while the daemon does not answer yet.
+_AT_START = 3.0
 _UNIX = "unix://"
 _NO_SOURCE = "it lies in a store of this host, and BACKUP_STORES names none any more"
 # Seconds that containers may be kept stopped by a sidecar that seems to live: an exchange deletes what was there.
@@ -320,7 +322,7 @@ class _Jobs:
         recover(self._journal, self._engine, self._emit)
         finish(self._engine, self._journal, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
-        clear(self._engine, state_of(self._discovery.this_container(), str(STATE)), self._emit)
+        clear(self._engine, state_of(self._discovery.this_container(), str(STATE)), self._emit, patience=_AT_START)
         try:
             self._sweep()
         except OwnedByAnotherSidecar as error:

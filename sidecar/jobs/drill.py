@@ -463,9 +463,10 @@ class _Drill:
 
 def _hint(service: Service, copy: Copied | None) -> str:
     """What may be the reason besides the data, since a copy has not all that its service has."""
-    lacking = ["no network", *(copy.withheld if copy else ()), *service.constraints()]
-    known = "the set may be at fault; or the service needs what a drill does not give it"
-    return f"{known}: {'; '.join(lacking)}. The label backup.drill=COMMAND asks for less than a health check"
+    lacking = ", ".join(["a network", *(copy.withheld if copy else ())])
+    known = ", or ".join([f"needs what its copy has not: {lacking}", *service.constraints()])
+    label = "" if service.command else "; the label backup.drill=COMMAND can ask for less than a health check does"
+    return f"the set may be at fault; or the service {known}{label}"
 
 
 def _end_of(text: str) -> str:

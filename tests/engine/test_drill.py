@@ -300,7 +300,7 @@ def test_a_database_that_was_backed_up_without_its_control_file_is_red(
 def test_a_service_whose_health_check_never_turns_green_is_red(sidecar: Sidecar, town: Town) -> None:
     report = drill(sidecar, "latest", town.volumes["never"], code=1)
     assert "after 30 s its health check says unhealthy: no rows" in why(report)
-    assert "no network" in report["reasons"][0]["hint"]
+    assert "needs what its copy has not: a network; the label" in report["reasons"][0]["hint"]
     assert report["volumes"][0]["outcome"] == "failed"
     assert listed(sidecar, newest(sidecar))["outcome"] == "failed"
 

@@ -277,7 +277,7 @@ def test_a_service_that_ends_on_the_restored_data_is_red_with_its_last_words(the
     assert report.outcome is Outcome.FAILED
     assert "db did not come up on the restored data of db: it ended by itself, with exit code 2" in why(report)
     assert why(report).endswith("the last that it wrote: starting | FATAL: no control file, password …")
-    assert "no network" in report.reasons[0].hint
+    assert "needs what its copy has not: a network; the label" in report.reasons[0].hint
     assert theatre.listed()["outcome"] == "failed"
 
 

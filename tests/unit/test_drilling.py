@@ -151,7 +151,7 @@ def test_volumes_are_scratch_at_the_same_paths() -> None:
 def test_binds_are_read_only_and_those_that_were_not_are_told() -> None:
     mounts, told = given(bind("/srv/config"), bind("/etc/app/app.conf", writable=True))
     assert [(m.source, m.writable) for m in mounts] == [("/srv/config", False), ("/etc/app/app.conf", False)]
-    assert told == ["/in/etc/app/app.conf read-only"]
+    assert told == ["writes to /in/etc/app/app.conf, which it may only read"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_binds_are_read_only_and_those_that_were_not_are_told() -> None:
 def test_what_may_lead_to_anything_real_is_not_given_at_all(source: str) -> None:
     mounts, told = given(bind(source))
     assert mounts == []
-    assert told[0].startswith(f"without /in{source} (")
+    assert told[0].startswith(f"needs /in{source}, which it does not get (")
 
 
 def test_a_directory_that_another_container_writes_to_is_not_given_because_of_its_sockets() -> None:
