@@ -377,7 +377,10 @@ class _Drill:
             copy = self._copied(service, scratch)
             self._tools.engine.start(copy.id)
             why = self._watched(service, copy)
-        except (EngineUnreachable, EngineDenied, ContainerGone):
+        except ContainerGone as error:
+            error.hint = "it, or its copy, was removed meanwhile: drill again"
+            raise
+        except (EngineUnreachable, EngineDenied):
             raise
         except EngineError as error:
             why = f"it could not be started: {copy.blotted(error.message) if copy else error.message}"

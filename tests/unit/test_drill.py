@@ -13,6 +13,7 @@ import pytest
 from sidecar import sets
 from sidecar.engine.port import Condition
 from sidecar.errors import (
+    ContainerGone,
     EngineDenied,
     EngineError,
     EngineUnreachable,
@@ -403,6 +404,11 @@ def test_a_disk_without_room_is_found_before_anything_is_fetched_and_leaves_a_te
 def test_an_engine_that_cannot_be_asked_says_nothing_of_the_set(theatre: Theatre, error: EngineError) -> None:
     theatre.engine.fail("copy", "db", error)
     no_verdict(theatre, type(error), "db")
+
+
+def test_a_service_that_is_removed_meanwhile_says_nothing_of_the_set(theatre: Theatre) -> None:
+    theatre.engine.fail("copy", "db", ContainerGone("the container db does not exist any more", hint="back up again"))
+    assert "drill again" in no_verdict(theatre, ContainerGone, "db").hint
 
 
 def test_a_store_that_is_away_says_nothing_of_the_set(theatre: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
