@@ -642,12 +642,13 @@ def run_dead_man(*, container: str, started_at: str, run: str, lease: float, deb
 @click.option("--files", required=True, type=int)
 @click.option("--merge", is_flag=True)
 @click.option("--reserve", default=0.0)
+@click.option("--besides", default=0)
 @click.option("--root", required=True)
-def run_unpack(*, length: int, files: int, merge: bool, reserve: float, root: str) -> None:
+def run_unpack(*, length: int, files: int, merge: bool, reserve: float, besides: int, root: str) -> None:
     """Be a restore's helper: take a tar stream on stdin into the volume at ROOT, and exchange it when told to."""
     from sidecar.archive.unpack import Expected, restore_into  # noqa: PLC0415 - a helper loads nothing else
 
-    _answer(lambda say: restore_into(root, Expected(length, files, merge, reserve), sys.stdin.fileno(), say))
+    _answer(lambda say: restore_into(root, Expected(length, files, merge, reserve, besides), sys.stdin.fileno(), say))
 
 
 @main.command("settle", hidden=True)

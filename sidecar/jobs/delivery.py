@@ -56,7 +56,8 @@ class Wanted:
     """What is brought: a volume of a set, from the first of `holders` (stores) that has it whole, into `target`.
 
     choose: says of an index (the whole object) what to take; merge: that may be less than all. reserve: the share of
-    the volume's disk that must stay free. called: the volume's name for people, where that is not `target`.
+    the volume's disk that must stay free; besides: bytes of it that are to be brought later. called: the volume's name
+    for people, where that is not `target`.
     """
 
     stored: SetVolume
@@ -65,6 +66,7 @@ class Wanted:
     choose: Callable[[bytes], Extract]
     merge: bool = False
     reserve: float = 0.0
+    besides: int = 0
     called: str = ""
 
     @property
@@ -153,6 +155,7 @@ class Delivery:
         command = ["unpack", f"--root={TARGET}", f"--length={extract.length}", f"--files={extract.files}"]
         command += ["--merge"] if wanted.merge else []
         command += [f"--reserve={wanted.reserve}"] if wanted.reserve else []
+        command += [f"--besides={wanted.besides}"] if wanted.besides else []
         helper = undo.enter_context(self._engine.help_with(self._own(), wanted.target, command=command, target=TARGET))
         self._waiting.add(id(helper))
         undo.callback(self._dismiss, helper, wanted.name)

@@ -18,7 +18,7 @@ from datetime import datetime
 
 from sidecar import sets
 from sidecar.archive.reader import everything
-from sidecar.archive.unpack import Word
+from sidecar.archive.unpack import Word, needed_on_disk
 from sidecar.drilling import DrillPlan, Rehearsal, Service, is_scratch, labels_of, make_drill_plan, verdict
 from sidecar.engine.freeze import freeze_order
 from sidecar.engine.port import Condition, Copied, Engine
@@ -128,6 +128,29 @@ def _say_left_over(emit: Emit, volumes: Sequence[str], why: str, hint: str) -> N
     )
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """A service that is tried. volumes: those of the set that it has. error: why it did not come up."""
+
+    service: Service
+    volumes: tuple[str, ...]
+    copy: Copied | None = None
+    duration_ms: float = 0.0
+    error: DrillFailed | None = None
+
+    def told(self) -> DrilledService:
+        """As the report has it."""
+        return DrilledService(
+            self.service.container.name,
+            Outcome.FAILED if self.error else Outcome.GOOD,
+            self.service.proof,
+            self.volumes,
+            self.duration_ms,
+            error=self.error.message if self.error else None,
+            hint=self.error.hint if self.error else None,
+        )
+
+
 class _Drill:
     """One drill: the steps of `drill`."""
 
@@ -150,7 +173,7 @@ class _Drill:
         self._bringing = ""  # the volume that is being restored
         self._restored: dict[str, DrilledVolume] = {}
         self._damaged: dict[str, dict[str, SidecarError]] = {}  # store -> volume -> what is wrong with that copy
-        self._tried: list[tuple[Service, DrilledService]] = []
+        self._tried: list[_Attempt] = []
         self._volumes: list[DrilledVolume] = []
         self._warnings: list[str] = []
 
@@ -195,11 +218,13 @@ class _Drill:
 
         Raises NoRoom, EngineError, StoreError, Interrupted.
         """
-        for stored in rehearsal.restored:
+        for number, stored in enumerate(rehearsal.restored, 1):
             self._check()
             self._bringing = stored.volume
+            # All of them are there at one time, so it is asked for all of them before the first is fetched.
+            later = sum(needed_on_disk(each.raw_bytes, each.files) for each in rehearsal.restored[number:])
             try:
-                self._restored[stored.volume] = self._brought(stored, scratch[stored.volume])
+                self._restored[stored.volume] = self._brought(stored, scratch[stored.volume], later)
             except _DAMAGE as error:
                 self._note_damage(stored.volume, error)
                 return False
@@ -209,23 +234,16 @@ class _Drill:
         """Start a copy of each service, servers before clients; all run until the last of them is proven, or not."""
         order = [c.id for step in reversed(freeze_order([s.container for s in rehearsal.services])) for c in step]
         stored = [each.volume for each in rehearsal.restored]
+        proven: list[_Attempt] = []
         for service in sorted(rehearsal.services, key=lambda each: order.index(each.container.id)):
-            began = time.monotonic()
-            error = self._tried_out(service, scratch, stored)
-            self._tried.append(
-                (
-                    service,
-                    DrilledService(
-                        service.container.name,
-                        Outcome.FAILED if error else Outcome.GOOD,
-                        service.proof,
-                        tuple(name for name in stored if name in service.volumes),
-                        (time.monotonic() - began) * 1000,
-                        error=error.message if error else None,
-                        hint=error.hint if error else None,
-                    ),
-                )
-            )
+            attempt = _Attempt(service, tuple(name for name in stored if name in service.volumes))
+            self._tried.append(attempt)
+            self._try_out(attempt, scratch)
+            proven += [] if attempt.error else [attempt]
+        for attempt in proven:  # and it has stayed up while the others came
+            assert attempt.copy is not None
+            if why := self._why_ended(attempt.service, self._tools.engine.condition(attempt.copy.id)):
+                attempt.error = self._failed(attempt, why)
 
     def judge(self) -> None:
         """A verdict on each volume: its services', or that nothing proves it. None on one that others only read."""
@@ -264,7 +282,7 @@ class _Drill:
         outcome = verdict(each.outcome for each in self._volumes)
         if outcome is Outcome.GOOD and reasons:
             outcome = Outcome.PARTIAL  # one copy is damaged, and another was not
-        services = tuple(said for _, said in self._tried)
+        services = tuple(attempt.told() for attempt in self._tried)
         report = DrillReport(
             drill=self._id,
             set=self._plan.manifest.set,
@@ -302,9 +320,7 @@ class _Drill:
             for store, damaged in self._damaged.items()
             for volume, error in damaged.items()
         ]
-        reasons += [
-            Reason(DrillFailed.code, said.error, said.hint or "") for _, said in self._tried if said.error is not None
-        ]
+        reasons += [Reason.of(attempt.error) for attempt in self._tried if attempt.error]
         told = {reason.message for reason in reasons}
         reasons += [
             Reason("unproven", each.error, each.hint or "", each.volume)
@@ -315,9 +331,9 @@ class _Drill:
 
     # --- restoring ---------------------------------------------------------------------------------------------------
 
-    def _brought(self, stored: SetVolume, target: str) -> DrilledVolume:
+    def _brought(self, stored: SetVolume, target: str, besides: int) -> DrilledVolume:
         holders = self._catalogue.holders[self._plan.manifest.set]
-        wanted = Wanted(stored, target, holders, everything, reserve=_RESERVE, called=stored.volume)
+        wanted = Wanted(stored, target, holders, everything, reserve=_RESERVE, besides=besides, called=stored.volume)
         with ExitStack() as undo:
             delivered = self._delivery.bring(wanted, undo)
             if self._delivery.exchange(delivered.helper, stored.volume) is not Word.EXCHANGED:
@@ -348,7 +364,7 @@ class _Drill:
 
     def _judged(self, rehearsal: Rehearsal, name: str) -> DrilledVolume | None:
         known = self._restored.get(name)
-        tried = [said for service, said in self._tried if service.writes(name)]
+        tried = [attempt for attempt in self._tried if attempt.service.writes(name)]
         unproven = self._plan.unproven.get(name)
         if known is not None and known.outcome is Outcome.FAILED:
             return known
@@ -358,8 +374,8 @@ class _Drill:
                 known or DrilledVolume(name, Outcome.GOOD), outcome=Outcome.PARTIAL, error=why, hint=_ELSEWHERE
             )
         if tried:
-            red = next((said for said in tried if said.outcome is Outcome.FAILED), None)
-            return replace(known, outcome=Outcome.FAILED, error=red.error, hint=red.hint) if red else known
+            red = next((attempt.error for attempt in tried if attempt.error), None)
+            return replace(known, outcome=Outcome.FAILED, error=red.message, hint=red.hint) if red else known
         if unproven:
             why = f"volume {name} was restored, but {unproven.why}"
             return replace(known, outcome=Outcome.PARTIAL, error=why, hint=unproven.hint)
@@ -367,28 +383,30 @@ class _Drill:
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
-    def _tried_out(self, service: Service, scratch: Mapping[str, str], stored: Sequence[str]) -> DrillFailed | None:
-        """Why a copy of it did not come up, or None. Raises EngineError where that is nobody's fault; Interrupted."""
+    def _try_out(self, attempt: _Attempt, scratch: Mapping[str, str]) -> None:
+        """Start a copy, and see it come up or not. Raises EngineError where that is nobody's fault; Interrupted."""
         self._check()
-        name = service.container.name
-        self._follow(Progress("starting", name))
-        copy: Copied | None = None
+        began = time.monotonic()
+        self._follow(Progress("starting", attempt.service.container.name))
         try:
-            copy = self._copied(service, scratch)
-            self._tools.engine.start(copy.id)
-            why = self._watched(service, copy)
+            attempt.copy = self._copied(attempt.service, scratch)
+            self._tools.engine.start(attempt.copy.id)
+            why = self._watched(attempt.service, attempt.copy)
         except ContainerGone as error:
             error.hint = "it, or its copy, was removed meanwhile: drill again"
             raise
         except (EngineUnreachable, EngineDenied):
             raise
         except EngineError as error:
-            why = f"it could not be started: {copy.blotted(error.message) if copy else error.message}"
-        if not why:
-            return None
-        on = ", ".join(each for each in stored if each in service.volumes)
-        said = f"{name} did not come up on the restored data of {on}: {why}"
-        return DrillFailed(said + self._last_words(copy), hint=_hint(service, copy))
+            said = attempt.copy.blotted(error.message) if attempt.copy else error.message
+            why = f"it could not be started: {said}"
+        attempt.duration_ms = (time.monotonic() - began) * 1000
+        attempt.error = self._failed(attempt, why) if why else None
+
+    def _failed(self, attempt: _Attempt, why: str) -> DrillFailed:
+        name, on = attempt.service.container.name, ", ".join(attempt.volumes)
+        said = f"{name} did not come up on the restored data of {on}: {why}{self._last_words(attempt.copy)}"
+        return DrillFailed(said, hint=_hint(attempt.service, attempt.copy))
 
     def _copied(self, service: Service, scratch: Mapping[str, str]) -> Copied:
         """The copy, which carries the label by which it is removed."""

@@ -19,6 +19,7 @@ from tests.engine.harness import (
     Machine,
     Run,
     Sidecar,
+    Terminal,
     describe,
     differences,
     docker,
@@ -245,6 +246,16 @@ def test_while_it_goes_on_a_copy_is_ours_limited_alone_and_on_scratch_volumes(si
     assert sidecar.verb("drill", "--no-wait").code == 11
     assert sidecar.verb("cancel").code == 0
     assert run.end().code == 143
+
+
+def test_ctrl_c_leaves_the_drill_to_the_daemon(sidecar: Sidecar, town: Town) -> None:
+    with Terminal(["docker", "exec", "-it", sidecar.name, "drill", "latest", town.volumes["never"]]) as terminal:
+        terminal.wait_for(b"starting")
+        terminal.type(b"\x03")
+        assert terminal.wait() == 130
+    assert sidecar.verb("status", "--json").json()["state"] == "drilling"
+    assert sidecar.verb("cancel").code == 0
+    wait_until(lambda: sidecar.verb("status", "--json").json()["state"] == "idle", "it has ended")
 
 
 # --- red -------------------------------------------------------------------------------------------------------------

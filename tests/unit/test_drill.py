@@ -251,7 +251,26 @@ def test_services_that_share_a_volume_run_together_servers_first(theatre: Theatr
 
     theatre.engine.becomes |= {"z-db": look("z-db"), "a-web": look("a-web")}
     assert theatre.drill("db").outcome is Outcome.GOOD
-    assert running == [("z-db", 11), ("a-web", 12)]  # one volume, one and then two copies
+    # One volume, one and then two copies; and once both are there, whether they still are.
+    assert running == [("z-db", 11), ("a-web", 12), ("z-db", 12), ("a-web", 12)]
+
+
+def test_room_for_all_volumes_that_are_tried_together_is_asked_for_before_the_first_is_fetched(
+    theatre: Theatre,
+) -> None:
+    theatre.engine.run("both", volumes={"db": "/d", "files": "/f"}, healthcheck=["x"])
+    theatre.becomes_known()
+    original, commands = theatre.engine.help_with, []
+
+    def note(like: Any, volume: str, *, command: list[str], target: str) -> Any:
+        commands.append([int(part.partition("=")[2]) for part in command if part.startswith("--besides")])
+        return original(like, volume, command=command, target=target)
+
+    theatre.engine.help_with = note  # type: ignore[method-assign]
+    assert theatre.drill().outcome is Outcome.GOOD
+    (needed,), last = commands
+    assert needed > len("files") * 1000
+    assert last == []
 
 
 # --- red -------------------------------------------------------------------------------------------------------------
@@ -306,6 +325,19 @@ def test_a_command_that_never_succeeds_is_red(theatre: Theatre, command: str) ->
     assert report.outcome is Outcome.FAILED
     assert f"its command `{command.replace('hunter2', '…')}`" in why(report)
     assert ("ends with exit code 3: no rows …" if "echo" in command else "has not ended") in why(report)
+
+
+def test_a_service_that_does_not_stay_up_until_its_neighbours_have_come_is_red(theatre: Theatre) -> None:
+    looks = iter([HEALTHY])
+    theatre.engine.becomes["db"] = lambda _: next(looks, Condition(running=False, code=139))
+    theatre.engine.run("z-neighbour", volumes={"db": "/data"}, healthcheck=["x"])
+    theatre.becomes_known()
+    report = theatre.drill("db")
+    assert {each.container: each.outcome for each in report.services} == {
+        "db": Outcome.FAILED,
+        "z-neighbour": Outcome.GOOD,
+    }
+    assert "it ended by itself, with exit code 139" in why(report)
 
 
 def test_a_service_that_cannot_be_started_is_red(theatre: Theatre, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,6 +429,7 @@ def test_a_disk_without_room_is_found_before_anything_is_fetched_and_leaves_a_te
     theatre.engine.help_with = with_a_small_disk  # type: ignore[method-assign]
     assert "volume db" in no_verdict(theatre, NoRoom).message
     assert "--reserve=0.1" in commands[0]
+    assert not any(each.startswith("--besides") for each in commands[0])  # `files` is tried later
     assert not [progress for progress in theatre.progress if progress.phase == "restoring"]
 
 

@@ -65,7 +65,7 @@ class Words(list[Word]):
         self.append(word)
 
 
-def restored(root: Path, data: bytes, *, length: int | None = None, files: int = 5, reserve: float = 0.0) -> Words:
+def restored(root: Path, data: bytes, *, length: int | None = None, files: int = 5, **beyond: Any) -> Words:
     """Feed it through a pipe, as the engine does."""
     reader, writer = os.pipe()
     words = Words()
@@ -79,9 +79,7 @@ def restored(root: Path, data: bytes, *, length: int | None = None, files: int =
     try:
         restore_into(
             str(root),
-            Expected(
-                len(data.removesuffix(GO).removesuffix(LEAVE)) if length is None else length, files, reserve=reserve
-            ),
+            Expected(len(data.removesuffix(GO).removesuffix(LEAVE)) if length is None else length, files, **beyond),
             reader,
             words,
         )
@@ -150,6 +148,8 @@ def test_a_disk_without_room_is_refused_before_anything_is_sent(volume: Path) ->
         restored(volume, b"", length=1 << 60)
     with pytest.raises(NoRoom):
         restored(volume, b"", length=0, files=1 << 50)
+    with pytest.raises(NoRoom):
+        restored(volume, b"", besides=1 << 60)
     assert found(volume) == OLD
 
 
