@@ -69,6 +69,8 @@ class Settings:
     sse: str | None
     verify_schedule: Schedule | None
     drill_schedule: Schedule | None
+    drill_timeout: timedelta
+    drill_memory: int
     guard: bool
     http: tuple[str, int] | None
     log_level: int
@@ -515,9 +517,26 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "BACKUP_DRILL_SCHEDULE",
         "drill_schedule",
-        "When the newest set is restored for trial.",
+        "When the newest set is restored into scratch volumes, and copies of its services are started on them.",
         _CRON,
         _cron,
+        default="0 6 1 * *",
+    ),
+    Setting(
+        "BACKUP_DRILL_TIMEOUT",
+        "drill_timeout",
+        "How long each service of a drill may take until its health check, or its label `backup.drill`, is content.",
+        _DURATIONS,
+        duration,
+        default="5m",
+    ),
+    Setting(
+        "BACKUP_DRILL_MEMORY",
+        "drill_memory",
+        "The memory that a copy of a service gets in a drill where the service has no limit of its own.",
+        "a size such as 64MiB or 20GiB",
+        _size,
+        default="1GiB",
     ),
     Setting(
         "BACKUP_GUARD",
@@ -605,7 +624,6 @@ PLANNED: Mapping[str, str] = {
     "BACKUP_KEEP_LOCAL": "never deletes a set",
     "BACKUP_KEEP_S3": "never deletes a set",
     "BACKUP_OBJECT_LOCK": "does not lock objects: whoever may delete in the bucket can delete the sets",
-    "BACKUP_DRILL_SCHEDULE": "does not try restores by itself",
     "BACKUP_HTTP": "does not serve HTTP",
     "NOTIFY_URLS": "does not send notifications",
     "NOTIFY_LEVEL": "does not send notifications",

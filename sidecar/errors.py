@@ -189,6 +189,12 @@ class RestoreFailed(SidecarError):
     code = "restore_failed"
 
 
+class DrillFailed(SidecarError):
+    """A service did not come up on restored data, in a drill."""
+
+    code = "drill_failed"
+
+
 # --- stores ----------------------------------------------------------------------------------------------------------
 
 

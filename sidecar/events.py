@@ -50,6 +50,8 @@ EVENTS: dict[str, int] = {
     "guard_kept": logging.WARNING,
     "guard_missing": logging.WARNING,
     "verify_finished": logging.INFO,
+    "drill_finished": logging.INFO,
+    "drill_left_over": logging.WARNING,
     "crashed": logging.ERROR,
     "library": logging.WARNING,
     "log_lines_dropped": logging.WARNING,
@@ -69,7 +71,7 @@ class Progress:
 
     phase: `planning`, `copying` (the application runs), `hooks`, `freezing`, `comparing` (it stands still), `packing`,
     `committing` of a run; `planning`, `restoring`, `stopping`, `exchanging` of a restore; `planning`,
-    `verifying`; `shipping`.
+    `verifying`; `shipping`; `planning`, `restoring`, `starting` (volume: the service's container) of a drill.
 
     total_bytes is 0 while it is not known.
     """

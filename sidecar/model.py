@@ -52,6 +52,7 @@ class Container:
     image_id: what `image` (a name) stood for when it was created. addresses: every name and IP address under which
     other containers reach it. published: the host's TCP ports that lead into it. network: `HostConfig.NetworkMode`
     (`container:ID` shares that container's network). stop_timeout: the seconds its owner grants it to stop by itself.
+    health_check: whether the engine asks it, again and again, how it is. memory: its limit in bytes, 0 for none.
     """
 
     id: str
@@ -68,6 +69,8 @@ class Container:
     published: frozenset[int] = frozenset()
     network: str = ""
     stop_timeout: int = 10
+    health_check: bool = False
+    memory: int = 0
 
     @property
     def project(self) -> str:

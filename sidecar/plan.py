@@ -21,7 +21,7 @@ from sidecar.report import Unprotected
 VOLUMES_TARGET = "/volumes"
 
 # Nothing there outlives a reboot (hier(7): devices, kernel interfaces, run-time files): no backup could bring it back.
-_VOLATILE = ("/dev", "/proc", "/sys", "/run", "/var/run")
+VOLATILE = ("/dev", "/proc", "/sys", "/run", "/var/run")
 
 _LABEL_QUIESCE = "backup.quiesce"
 _LABEL_PRE = "backup.pre"
@@ -208,21 +208,22 @@ def can_write(container: Container, volume: Volume) -> bool:
 
     Sources are compared as the engine reports them; a symlink on the host inside a bind's source is not resolved.
     """
-    return any(m.writable and _touches(m, volume) for m in container.mounts)
+    return any(m.writable and touches(m, volume) for m in container.mounts)
 
 
 def can_reach(container: Container, volume: Volume) -> bool:
     """Whether it has the volume mounted at all, in either of these ways."""
-    return any(_touches(m, volume) for m in container.mounts)
+    return any(touches(m, volume) for m in container.mounts)
 
 
-def _touches(mount: Mount, volume: Volume) -> bool:
+def touches(mount: Mount, volume: Volume) -> bool:
+    """Whether it gives the volume's data, or a part of it, in either of these ways."""
     if mount.kind == "volume":
         return mount.volume == volume.name
     if mount.kind != "bind":
         return False
     source = posixpath.normpath(mount.source)
-    return any(_inside(source, place) or _inside(place, source) for place in _places(volume))
+    return any(is_inside(source, place) or is_inside(place, source) for place in _places(volume))
 
 
 def _places(volume: Volume) -> list[str]:
@@ -233,7 +234,8 @@ def _places(volume: Volume) -> list[str]:
     return [posixpath.normpath(place) for place in places if place.startswith("/")]
 
 
-def _inside(path: str, parent: str) -> bool:
+def is_inside(path: str, parent: str) -> bool:
+    """Whether a normal path is `parent`, or below it."""
     return path == parent or path.startswith(parent.rstrip("/") + "/")
 
 
@@ -311,7 +313,7 @@ def _left_out(volume: Volume, selection: Selection, around: Surroundings) -> Ski
 def _is_ours(volume: Volume, own_mounts: Sequence[Mount]) -> bool:
     """Whether it carries our label, or we write in it (our state, local sets), which would grow with every run."""
     return bool(volume.labels.get(ROLE_LABEL)) or any(
-        m.volume == volume.name and m.writable and not _inside(m.target, VOLUMES_TARGET) for m in own_mounts
+        m.volume == volume.name and m.writable and not is_inside(m.target, VOLUMES_TARGET) for m in own_mounts
     )
 
 
@@ -336,7 +338,7 @@ def _located(volume: Volume, around: Surroundings) -> PlannedVolume | Skipped:
         return fail(f"its driver ({volume.driver}) does not say where its data is", explicit_hint)
     source = posixpath.normpath(roots[0].source)
     mountpoint = posixpath.normpath(volume.mountpoint)
-    if not _inside(mountpoint, source):
+    if not is_inside(mountpoint, source):
         return fail(
             f"its data is at {mountpoint}, and {VOLUMES_TARGET} is {source} of the host",
             f"set DOCKER_VOLUMES_DIR to the engine's volume directory, or {explicit_hint}",
@@ -453,7 +455,7 @@ def _unprotected(
                 found.append(Unprotected(container.name, mount.target, why))
             elif mount.kind == "bind":
                 source = posixpath.normpath(mount.source)
-                if not source.endswith(".sock") and not any(_inside(source, p) for p in (*_VOLATILE, *places)):
+                if not source.endswith(".sock") and not any(is_inside(source, p) for p in (*VOLATILE, *places)):
                     why = f"a bind mount of {mount.source}: only volumes are backed up"
                     found.append(Unprotected(container.name, mount.target, why))
     return tuple(found)

@@ -219,6 +219,63 @@ class VerifyReport:
         return document
 
 
+@dataclass(frozen=True, slots=True)
+class DrilledVolume:
+    """One volume of a drill. good: a service came up on it; partial: it was restored, and nothing proves it.
+
+    files, bytes_written: of its tar stream. store: where it came from.
+    """
+
+    volume: str
+    outcome: Outcome
+    files: int = 0
+    bytes_written: int = 0
+    store: str | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DrilledService:
+    """One service of which a copy was started. container: the live one's name; proof: `health check` or `command`.
+
+    duration_ms: from its start until it was proven, or not. volumes: those of the set that it had.
+    """
+
+    container: str
+    outcome: Outcome
+    proof: str
+    volumes: tuple[str, ...]
+    duration_ms: float = 0.0
+    error: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DrillReport:
+    """One drill. newest: whether no set is newer. reasons: why it is not good. warnings: what else is worth knowing."""
+
+    drill: str
+    set: str
+    outcome: Outcome
+    started: datetime
+    duration_ms: float
+    newest: bool
+    volumes: tuple[DrilledVolume, ...]
+    services: tuple[DrilledService, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `drill --json`."""
+        document = asdict(self)
+        document["started"] = rfc3339(self.started)
+        document["duration_ms"] = round(self.duration_ms, 1)
+        for service in document["services"]:
+            service["duration_ms"] = round(service["duration_ms"], 1)
+        return document
+
+
 def rfc3339(moment: datetime) -> str:
     """RFC 3339 in UTC with a `Z`, to the millisecond where there is a fraction."""
     moment = moment.astimezone(UTC)

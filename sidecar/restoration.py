@@ -82,7 +82,7 @@ def make_restore_plan(
     options, which could lead to the live data; nor with its Compose labels. Raises NotFound with the nearest names for
     a volume that the set does not have, RestoreRefused with the first thing that stands in the way.
     """
-    chosen = _chosen(manifest, named)
+    chosen = chosen_volumes(manifest, named)
     here = {volume.name: volume for volume in volumes}
     if into is None:
         for stored in chosen:
@@ -103,7 +103,8 @@ def make_restore_plan(
     )
 
 
-def _chosen(manifest: Manifest, named: Sequence[str]) -> list[SetVolume]:
+def chosen_volumes(manifest: Manifest, named: Sequence[str]) -> list[SetVolume]:
+    """The volumes of a set that are named, or all. Raises NotFound with the nearest names."""
     found = {stored.volume: stored for stored in manifest.volumes}
     for name in named:
         if name in found:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -200,12 +200,63 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class DrilledVolume:
+    """What the last drill of a volume came to. time: RFC 3339; why: a sentence, empty where a service came up on it."""
+
+    time: str
+    outcome: Outcome
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Drilled:
+    """What drills of a set have found. outcome, why: of the set; volumes: of those that were ever tried."""
+
+    time: str
+    outcome: Outcome
+    why: str
+    volumes: Mapping[str, DrilledVolume]
+
+
+def drilled(before: Drilled | None, found: Mapping[str, DrilledVolume], names: Sequence[str]) -> Drilled:
+    """What is known of a set once these volumes of it were tried; names: all that it has.
+
+    One that failed is not made up for by others, and the set is good only when each of them is.
+    """
+    known = {name: each for name, each in {**(before.volumes if before else {}), **found}.items() if name in names}
+    untried = [name for name in names if name not in known]
+    time = max(each.time for each in found.values())
+    for outcome in (Outcome.FAILED, Outcome.PARTIAL):
+        if why := next((each.why for each in known.values() if each.outcome is outcome), ""):
+            return Drilled(time, outcome, why, known)
+    if untried:
+        return Drilled(time, Outcome.PARTIAL, f"volume {untried[0]} was never tried", known)
+    return Drilled(time, Outcome.GOOD, "", known)
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
-    """What may change after a set is made. keep: never prune it. others: keys of other versions, which are kept."""
+    """What may change after a set is made. keep: never prune it.
+
+    others: what is kept as it is: keys of other versions; and `drilled`, of which each version reads what it can.
+    """
 
     keep: bool = False
     verified: Verified | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def drilled(self) -> Drilled | None:
+        """What drills have found; None where there was none, or only another version can tell."""
+        document = self.others.get("drilled")
+        try:
+            return None if document is None else _drilled(document)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def with_drilled(self, drilled: Drilled) -> Marks:
+        """The same with this noted."""
+        return replace(self, others={**self.others, "drilled": asdict(drilled)})
 
     @property
     def damaged(self) -> str:
@@ -415,6 +466,14 @@ def _verified(document: dict[str, Any] | None) -> Verified | None:
     if bool(why) is (outcome is Outcome.GOOD):
         raise ValueError("its outcome and why do not agree")
     return Verified(_text(document["time"]), How(document["how"]), outcome, why)
+
+
+def _drilled(document: dict[str, Any]) -> Drilled:
+    volumes = {
+        _text(name): DrilledVolume(_text(each["time"]), Outcome(each["outcome"]), _text(each["why"]))
+        for name, each in document["volumes"].items()
+    }
+    return Drilled(_text(document["time"]), Outcome(document["outcome"]), _text(document["why"]), volumes)
 
 
 def _object(document: dict[str, Any]) -> StoredObject:

@@ -41,6 +41,7 @@ from sidecar.jobs.backup import SetNames, Tools, backup
 from sidecar.jobs.catalogue import list_files, list_sets
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
+from sidecar.jobs.drill import DrillTools, clear, drill
 from sidecar.jobs.guard import GuardTools, dismiss, guard, sign
 from sidecar.jobs.marks import keep
 from sidecar.jobs.ownership import Claimant, claimant, state_of
@@ -61,9 +62,9 @@ from sidecar.jobs.scan import scan as search
 from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.plan import Selection
-from sidecar.report import RestoreReport, RunReport, VerifyReport
+from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
 from sidecar.salvage import Place, Salvage
-from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
+from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -75,6 +76,8 @@ _JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 # Seconds. Small requests that somebody waits for: a verb, the start.
 _SOON = 15
+# Seconds that scratch volumes which somebody holds are waited for while the daemon does not answer yet.
+_AT_START = 3.0
 _UNIX = "unix://"
 _NO_SOURCE = "it lies in a store of this host, and BACKUP_STORES names none any more"
 # Seconds that containers may be kept stopped by a sidecar that seems to live: an exchange deletes what was there.
@@ -232,7 +235,8 @@ class _Jobs:
         stores = self._quick_stores(host=request.host)
         plan, catalogue = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
         document = plan.as_json()
-        return document | {"warnings": [*catalogue.damage(plan.manifest.set), *catalogue.unread, *document["warnings"]]}
+        known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set))
+        return document | {"warnings": [*known, *catalogue.unread, *document["warnings"]]}
 
     def _restore_tools(self, stores: Mapping[str, Store], follow: Follow, cancelled: threading.Event) -> RestoreTools:
         def safety(volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:
@@ -260,6 +264,20 @@ class _Jobs:
             now=_now,
         )
         return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
+
+    def drill(self, request: DrillRequest, follow: Follow, cancelled: threading.Event) -> DrillReport:
+        tools = DrillTools(
+            engine=self._engine,
+            stores=self._stores(cancelled),
+            own=self._discovery.this_container,
+            claimant=self._claimant(),
+            threads=2 * _cores(),
+            patience=self._settings.drill_timeout.total_seconds(),
+            memory=self._settings.drill_memory,
+            emit=self._emit,
+            now=_now,
+        )
+        return drill(request.set_name, request.volumes, tools, follow, cancelled)
 
     def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
         return keep(set_name, wanted, self._quick_stores(), self._claimant())
@@ -305,6 +323,7 @@ class _Jobs:
         recover(self._journal, self._engine, self._emit)
         finish(self._engine, self._journal, self._emit)
         deadman.bury(self._engine, self._discovery.this_container(), str(STATE))
+        clear(self._engine, state_of(self._discovery.this_container(), str(STATE)), self._emit, patience=_AT_START)
         try:
             self._sweep()
         except OwnedByAnotherSidecar as error:

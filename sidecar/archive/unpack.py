@@ -64,11 +64,16 @@ Say = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held."""
+    """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held.
+
+    reserve: the share of the disk that has to stay free; besides: bytes of it that others will need.
+    """
 
     length: int
     files: int
     merge: bool = False
+    reserve: float = 0.0
+    besides: int = 0
 
 
 def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
@@ -161,11 +166,22 @@ def _alone(root: str) -> Iterator[None]:
         os.close(directory)
 
 
+def needed_on_disk(length: int, files: int) -> int:
+    """How many bytes so many entries may take, whose tar stream is so long."""
+    return length + _SLACK * files
+
+
 def _require_room(root: str, expected: Expected) -> None:
     disk = os.statvfs(root)
-    needed = expected.length + _SLACK * expected.files + _TRIFLE
-    free = disk.f_bavail * disk.f_frsize
+    needed = needed_on_disk(expected.length, expected.files) + _TRIFLE + expected.besides
+    free = disk.f_bavail * disk.f_frsize - int(expected.reserve * disk.f_blocks * disk.f_frsize)
     hint = "free space on its disk; or `guard release` the volume, remove it, if it is worth nothing, and restore"
+    if needed > free and expected.reserve:
+        raise NoRoom(
+            f"the disk has {max(free, 0)} bytes free beyond the {expected.reserve:.0%} of it that are left to the "
+            f"applications, and {needed} are needed",
+            hint="free space on it",
+        )
     if needed > free:
         raise NoRoom(
             f"the volume's disk has {free} bytes free, and {needed} are needed beside what the volume holds now",

@@ -157,9 +157,9 @@ def _watcher(*, as_json: bool) -> Watcher:
 
 
 def _followed(daemon: Daemon, what: str, wanted: dict[str, Any], warned: list[str], *, as_json: bool) -> dict[str, Any]:
-    """The report of the job (what: `run`, `restore`, `verification`) that is asked for, shown while it goes on.
+    """The report of the job that is asked for, shown while it goes on.
 
-    Warnings that were shown on the way are added to `warned`.
+    what: `run`, `restore`, `verification`, `drill`. Warnings that were shown on the way are added to `warned`.
     """
     try:
         with _watcher(as_json=as_json) as watcher:
@@ -415,6 +415,38 @@ def verify(daemon: Daemon, *, as_json: bool, set_name: str, how: str, no_wait: b
     return str(report["outcome"])
 
 
+@main.command(
+    epilog=_example(
+        "docker exec backup drill",
+        "docker exec backup drill latest shop_pgdata",
+        "docker exec backup drill backup-20260102_030000 --json",
+    )
+)
+@click.argument("set_name", metavar="[SET|latest]", required=False, default="latest")
+@click.argument("volumes", metavar="[VOLUME]...", nargs=-1)
+@click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when something else is going on.")
+@verb
+def drill(daemon: Daemon, *, as_json: bool, set_name: str, volumes: tuple[str, ...], no_wait: bool) -> str:
+    """Prove a set by use: restore it into scratch volumes, and start copies of its services on them.
+
+    A copy has its service's image, command, user and environment, as they are now, and a memory limit; it has no
+    network and no published port, and nothing of it is writable but the scratch volumes. It must become healthy in
+    time; or the command in its label backup.drill, run inside, must succeed. Running containers and their volumes are
+    not touched, and nothing is left behind. The verdict is noted beside the set: `list` shows it.
+
+    Exit codes: 0 each volume is proven, 1 one is not, or that could not be found out, 3 a volume was restored, but
+    nothing proves it, 10 no such set or volume, 11 busy, 130 Ctrl-C (it goes on), 143 it was cancelled, or the daemon
+    told to stop.
+    """
+    wanted = {"set": set_name, "volumes": volumes, "no_wait": no_wait}
+    report = _followed(daemon, "drill", wanted, [], as_json=as_json)
+    if as_json:
+        _print_json(report)
+    else:
+        _words().drilled(report)
+    return str(report["outcome"])
+
+
 @main.command(epilog=_example("docker exec backup keep backup-20260102_030000"))
 @click.argument("set_name", metavar="SET")
 @verb
@@ -452,8 +484,8 @@ def cancel(daemon: Daemon, *, as_json: bool) -> str:
     """Stop what is going on.
 
     A run thaws what it froze, aborts its uploads, and leaves no set behind. A restore that has not begun to exchange
-    leaves every volume as it was; one that has goes through. A verification notes nothing. What waits for its turn is
-    not cancelled.
+    leaves every volume as it was; one that has goes through. A verification notes nothing, nor does a drill, which
+    leaves nothing behind. What waits for its turn is not cancelled.
 
     Exit codes: 0 it was told, 1 the daemon does not run, 10 nothing is going on.
     """
@@ -620,12 +652,14 @@ def run_rescue(*, order: str, container: str) -> None:
 @click.option("--length", required=True, type=int)
 @click.option("--files", required=True, type=int)
 @click.option("--merge", is_flag=True)
+@click.option("--reserve", default=0.0)
+@click.option("--besides", default=0)
 @click.option("--root", required=True)
-def run_unpack(*, length: int, files: int, merge: bool, root: str) -> None:
+def run_unpack(*, length: int, files: int, merge: bool, reserve: float, besides: int, root: str) -> None:
     """Be a restore's helper: take a tar stream on stdin into the volume at ROOT, and exchange it when told to."""
     from sidecar.archive.unpack import Expected, restore_into  # noqa: PLC0415 - a helper loads nothing else
 
-    _answer(lambda say: restore_into(root, Expected(length, files, merge), sys.stdin.fileno(), say))
+    _answer(lambda say: restore_into(root, Expected(length, files, merge, reserve, besides), sys.stdin.fileno(), say))
 
 
 @main.command("settle", hidden=True)

@@ -11,11 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_COLOURS = {"damaged": "red", "good": "green", "partial": "yellow", "failed": "red", "interrupted": "red"}
+_COLOURS = {
+    "damaged": "red",
+    "failed its drill": "red",
+    "came up": "green",
+    "good": "green",
+    "partial": "yellow",
+    "failed": "red",
+    "interrupted": "red",
+}
 _AS_IF_NEVER = {
     "run": "everything is thawed, and no set was made",
     "restore": "every volume is as it was",
     "verification": "nothing is noted of the set",
+    "drill": "nothing is noted of the set, and nothing of the drill is left",
 }
 # Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
 _PIPE_WIDTH = 1_000
@@ -241,6 +250,39 @@ class Words:
         self._warnings(f"why it is {outcome}", list(dict.fromkeys(reasons)))
         self._warnings("warnings", report["warnings"])
 
+    # --- drill -------------------------------------------------------------------------------------------------------
+
+    def drilled(self, report: dict[str, Any]) -> None:
+        """A drill's end: each service of which a copy was started, each volume, and whatever is not well."""
+        self.table(
+            ("service", "proven by", "verdict", "after", "volumes"),
+            [
+                (
+                    each["container"],
+                    each["proof"],
+                    "failed" if each["error"] else "came up",
+                    duration(each["duration_ms"]),
+                    ", ".join(each["volumes"]),
+                )
+                for each in report["services"]
+            ],
+            right=("after",),
+        )
+        self.line()
+        outcome = report["outcome"]
+        self.line(
+            f"{outcome}: {report['set']}, drilled in {duration(report['duration_ms'])}", _COLOURS.get(outcome, "")
+        )
+        for each in report["volumes"]:
+            verdict = {"good": "proven", "partial": "not proven"}.get(each["outcome"], "failed")
+            came = f", {each['files']} files, {size(each['bytes_written'])}, from store {each['store']}"
+            self.line(f"  {each['volume']}: {verdict}{came if each['files'] else ''}", _COLOURS[each["outcome"]])
+        reasons = [_sentence(each["message"], each["hint"]) for each in report["reasons"]]
+        self._warnings(f"why it is {outcome}", list(dict.fromkeys(reasons)))
+        self._warnings("warnings", report["warnings"])
+
+    # --- keep --------------------------------------------------------------------------------------------------------
+
     def kept(self, document: dict[str, Any]) -> None:
         """What was noted of a set."""
         what = "is kept" if document["keep"] else "may be pruned in its time"
@@ -331,16 +373,17 @@ class Words:
 
     def _sets(self, sets: Sequence[dict[str, Any]]) -> None:
         self.table(
-            ("set", "outcome", "volumes", "size", "archives", "stores", "verified", "tags"),
+            ("set", "outcome", "volumes", "size", "archives", "stores", "verified", "drilled", "tags"),
             [
                 (
                     each["set"],
-                    "damaged" if _damage(each) else each["outcome"],
+                    "damaged" if _damage(each) else "failed its drill" if _failed_drill(each) else each["outcome"],
                     len(each["volumes"]),
                     size(sum(volume["raw_bytes"] for volume in each["volumes"].values())),
                     size(sum(volume["archive_bytes"] for volume in each["volumes"].values())),
                     ", ".join(each["stores"]),
                     _when_verified(each),
+                    _when_drilled(each),
                     ", ".join(f"{key}={text}" for key, text in each["tags"].items()) + (" (kept)" * each["keep"]),
                 )
                 for each in sets
@@ -363,6 +406,11 @@ class Words:
             self.line(f"  DAMAGED in {', '.join(described['verified']['stores'])}: {why}", "red")
         elif described["verified"]:
             self.line(f"  verified {_when_verified(described)}")
+        if why := _failed_drill(described):
+            self.line(f"  FAILED its drill {_when_drilled(described)}: {why}", "red")
+        elif described["drilled"]:
+            why = described["drilled"]["why"]
+            self.line(f"  drilled {_when_drilled(described)}{f': {why}' if why else ''}")
         if described["keep"]:
             self.line("  kept: it is never pruned")
         for name, why in described.get("missing", {}).items():
@@ -403,6 +451,10 @@ class Words:
             why = f": {verify['why']}" if verify["why"] else ""
             what = f"{verify['set'] or 'the newest set'} ({verify['how']})"
             self.line(f"last verification at {_moment(verify['time'])}: {verify['outcome']}, {what}{why}")
+        if drill := status.get("last_drill"):
+            why = f": {drill['why']}" if drill["why"] else ""
+            what = drill["set"] or "the newest set"
+            self.line(f"last drill at {_moment(drill['time'])}: {drill['outcome']}, {what}{why}")
         if status["last_good"]:
             self.table(
                 ("volume", "last good backup"),
@@ -575,6 +627,17 @@ def _damage(described: dict[str, Any]) -> str:
 def _when_verified(described: dict[str, Any]) -> str:
     verified = described["verified"]
     return f"{_moment(verified['time'])} ({verified['how']})" if verified else ""
+
+
+def _failed_drill(described: dict[str, Any]) -> str:
+    """Why a set of `list` has failed its drill; empty when it has not."""
+    drilled = described["drilled"]
+    return str(drilled["why"]) if drilled and drilled["outcome"] == "failed" else ""
+
+
+def _when_drilled(described: dict[str, Any]) -> str:
+    drilled = described["drilled"]
+    return f"{_moment(drilled['time'])} ({drilled['outcome']})" if drilled else ""
 
 
 def _unprotected(mount: dict[str, Any]) -> str:

@@ -26,7 +26,19 @@ from docker import APIClient
 from docker.errors import DockerException, TLSParameterError
 from docker.utils import kwargs_from_env
 
-from sidecar.engine.port import HUNG, OUTPUT_KEPT, PATIENT, QUICK, ContainerEvent, Executed, Helper, Watch
+from sidecar.engine import likeness
+from sidecar.engine.port import (
+    HUNG,
+    OUTPUT_KEPT,
+    PATIENT,
+    QUICK,
+    Condition,
+    ContainerEvent,
+    Copied,
+    Executed,
+    Helper,
+    Watch,
+)
 from sidecar.engine.rescue import CGROUPS, MOUNTED, Order
 from sidecar.errors import (
     AlreadyPaused,
@@ -327,6 +339,35 @@ class DockerEngine:
             stream: socket.socket = getattr(response, "_sock", response)
             # Ours alone: the library closes its own when it forgets the response. (TLS cannot be duplicated.)
             return stream if isinstance(stream, ssl.SSLSocket) else stream.dup()
+
+    def copy(
+        self, identifier: str, name: str, *, mounts: Sequence[Mount], labels: Mapping[str, str], memory: int
+    ) -> Copied:
+        """Create, without starting it, a harmless copy of a container."""
+        facts = self._facts(identifier)
+        body = likeness.copy_of(facts, mounts=mounts, labels=labels, memory=memory)
+        blotted = likeness.blotting(facts["Config"].get("Env") or ())
+        try:
+            made = self._create_named(name, body)
+        except EngineError as error:
+            error.message = blotted(error.message)  # what the engine refuses it may quote
+            raise
+        return Copied(made, likeness.withheld(facts), blotted)
+
+    def condition(self, identifier: str) -> Condition:
+        """How it is doing."""
+        return self._read(f"/containers/{identifier}/json", _condition)
+
+    def last_words(self, identifier: str) -> str:
+        """The end of what a container has written."""
+        wanted = {"stdout": "1", "stderr": "1", "tail": "50"}
+        raw = self._ask("GET", f"/containers/{identifier}/logs", wanted).content
+        on_terminal = self._facts(identifier)["Config"]["Tty"]  # then there are no frames
+        text = raw if on_terminal else b"".join(text for _, text in _Frames().of(raw))
+        return text[-OUTPUT_KEPT:].decode(errors="replace")
+
+    def _facts(self, identifier: str) -> dict[str, Any]:
+        return self._read(f"/containers/{identifier}/json", dict)
 
     def output(self, identifier: str) -> str:
         """What a container has written to its standard output so far."""
@@ -728,6 +769,22 @@ def _container(facts: Mapping[str, Any]) -> Container:
         published=frozenset(int(binding["HostPort"]) for binding in bindings if binding["HostPort"]),
         network=host["NetworkMode"],
         stop_timeout=10 if stop_timeout is None else stop_timeout,
+        health_check=likeness.has_health_check(configuration),
+        memory=host.get("Memory") or 0,
+    )
+
+
+def _condition(facts: Mapping[str, Any]) -> Condition:
+    """From GET /containers/ID/json."""
+    state = facts["State"]
+    health = state.get("Health") or {}
+    checks = health.get("Log") or ()
+    return Condition(
+        running=state["Running"],
+        code=None if state["Running"] else state["ExitCode"],
+        out_of_memory=state["OOMKilled"],
+        health="" if health.get("Status") in (None, "none") else health["Status"],
+        said=checks[-1]["Output"] if checks else "",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sidecar.model import Container, EngineIdentity, Mount, Volume
@@ -52,6 +52,35 @@ class Executed:
 
     code: int | None
     output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How a container is doing at this moment.
+
+    code: its process's exit code, None while it runs. out_of_memory: the kernel has ended one of its processes for the
+    limit. health: what its health check says (`starting`, `healthy`, `unhealthy`), empty where it has none; said: what
+    the last check wrote.
+    """
+
+    running: bool
+    code: int | None = None
+    out_of_memory: bool = False
+    health: str = ""
+    said: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A container that was made as another one is.
+
+    withheld: what the other has and it was not given, in words. blotted: takes out of a text what its environment keeps
+    secret.
+    """
+
+    id: str
+    withheld: tuple[str, ...] = ()
+    blotted: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
 
 class Watch(Protocol):
@@ -165,6 +194,27 @@ class Engine(Protocol):
         It has no network, no socket, a read-only root file system, and of root's capabilities those that give files
         their owners, modes and attributes back. It carries `backup.role=helper`, and removes itself when it
         ends, which it is to do soon after its standard input has: at `end`, when the block is left, or when we die.
+        """
+
+    def copy(
+        self, identifier: str, name: str, *, mounts: Sequence[Mount], labels: Mapping[str, str], memory: int
+    ) -> Copied:
+        """Create, without starting it, a container as that one is at this moment, which can do no harm.
+
+        The image, command, user, environment, working directory, health check (asked often), tmpfs, limits and harmless
+        capabilities are the same, and never leave the engine's adapter. mounts: all that it has, volumes (which exist;
+        one that is not writable keeps what it holds) and binds, these read-only whatever is asked. memory: the limit in
+        bytes where the other has none. It has no network, no published port, no restart policy, no device, no
+        privilege, no label but `labels` and the image's, no name space of the host's. Raises ContainerGone.
+        """
+
+    def condition(self, identifier: str) -> Condition:
+        """How it is doing. Raises ContainerGone."""
+
+    def last_words(self, identifier: str) -> str:
+        """The end of what a container has written, standard output and error, at most OUTPUT_KEPT bytes of it.
+
+        Raises ContainerGone.
         """
 
     def output(self, identifier: str) -> str:

@@ -20,6 +20,7 @@ from sidecar.stores.port import MEBIBYTE, Store
 # The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
 PRE_RESTORE = "pre-restore"
 
+_WORST_FIRST = list(reversed(Outcome))
 _CHUNK = MEBIBYTE
 _AT_ONCE = 8
 
@@ -70,6 +71,29 @@ class Catalogue:
             for store, marks in self.marks.get(set_name, {}).items()
             if marks.damaged
         )
+
+    def failed_drill(self, set_name: str) -> tuple[str, ...]:
+        """A sentence, if a volume of the set has failed its last drill."""
+        drilled = self.drilled(set_name)
+        failed = drilled is not None and drilled["outcome"] == Outcome.FAILED
+        return (f"{set_name} failed its last drill: {drilled['why']}",) if drilled and failed else ()
+
+    def drilled(self, set_name: str) -> dict[str, Any] | None:
+        """The newest of the worst that drills found, and the `stores` where that is noted; None for never."""
+        found = {store: marks.drilled for store, marks in self.marks.get(set_name, {}).items()}
+        known = {store: each for store, each in found.items() if each}
+        if not known:
+            return None
+        worst = min(_WORST_FIRST.index(each.outcome) for each in known.values())
+        told = {store: each for store, each in known.items() if _WORST_FIRST.index(each.outcome) == worst}
+        newest = max(told.values(), key=lambda each: each.time)
+        return {
+            "time": newest.time,
+            "outcome": newest.outcome.value,
+            "why": newest.why,
+            "stores": list(told),
+            "volumes": {name: each.outcome.value for name, each in newest.volumes.items()},
+        }
 
     def verified(self, set_name: str) -> dict[str, Any] | None:
         """The newest of the worst that verifications found, and the `stores` of which that was said; None for never."""
@@ -138,7 +162,7 @@ def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str,
                 "tags": dict(manifest.tags),
                 "keep": catalogue.keep(manifest.set),
                 "verified": catalogue.verified(manifest.set),
-                "drilled": None,
+                "drilled": catalogue.drilled(manifest.set),
             }
             for manifest in chosen
         ],

@@ -6,7 +6,6 @@ anybody is stopped. Until the exchange, which is renames, every volume is as it 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -19,7 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from sidecar.archive.reader import Extract, everything, matching
-from sidecar.archive.unpack import GO, LEAVE, Word
+from sidecar.archive.unpack import Word
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.freeze import Frozen, freeze
 from sidecar.engine.journal import Journal
@@ -27,10 +26,8 @@ from sidecar.engine.port import Engine, Helper
 from sidecar.errors import (
     ArchiveDamaged,
     EngineError,
-    HelperEnded,
     Interrupted,
     JournalUnreadable,
-    NoRoom,
     NotFound,
     RestoreFailed,
     RestoreRefused,
@@ -39,8 +36,10 @@ from sidecar.errors import (
     StoreError,
 )
 from sidecar.events import Emit, Follow, Progress
+from sidecar.jobs import delivery
 from sidecar.jobs.catalogue import PRE_RESTORE, Catalogue, answered
-from sidecar.jobs.download import Archive, find_archive, tar_stream
+from sidecar.jobs.delivery import Delivery, Wanted, settle
+from sidecar.jobs.download import find_archive, tar_stream
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, worst
@@ -50,18 +49,10 @@ from sidecar.stores.port import Store
 
 # In the journal: `{"set", "volumes", "go"}`, whose helpers may have left something behind; go: all are to be exchanged.
 OWED = "restore"
-TARGET = "/volume"
 
-# Seconds. A disk takes its time to write everything down, or to delete what was there.
-_PATIENCE = 3600.0
-_LISTEN = 0.5
-# How long a helper that is told to give up may take while the daemon has ten seconds to live.
-_FAREWELL = 4.0
-# How long to ask, with the containers kept stopped, what became of a volume, before that is reported.
+# Seconds. How long to ask, with the containers kept stopped, what became of a volume, before that is reported.
 _ASKING = 60.0
-_LAST_WORDS = (Word.AS_IT_WAS, Word.EXCHANGED, Word.CLEAN)
 _NOWHERE = "no-volume"  # where a tar stream goes to that is only written out
-_SEE_DISK = "see the disk of the volume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +186,7 @@ def settle_volumes(engine: Engine, own: Container, volumes: Sequence[str], *, go
     RestoreFailed.
     """
     there = {volume.name for volume in engine.volumes()}
-    return tuple(name for name in volumes if name in there and _settle(engine, own, name, go=go) is Word.EXCHANGED)
+    return tuple(name for name in volumes if name in there and settle(engine, own, name, go=go) is Word.EXCHANGED)
 
 
 def owed_volumes(journal: Journal) -> tuple[str, ...]:
@@ -248,7 +239,15 @@ class _Restore:
         self._frozen: Frozen | None = None
         self._reasons: list[Reason] = []
         self._safety: str | None = None
-        self._waiting: set[int] = set()  # helpers that have not said their last word
+        self._delivery = Delivery(
+            tools.engine,
+            tools.own,
+            tools.stores,
+            threads=tools.threads,
+            follow=follow,
+            check=self._check,
+            passed_over=self._passed_over,
+        )
 
     def plan(self) -> RestorePlan:
         """Look, decide, and say what will be done. Raises what `plan_restore` does."""
@@ -295,7 +294,15 @@ class _Restore:
             if not each.exists:
                 self._tools.engine.create_volume(each.target, labels=each.labels)
                 undo.callback(self._remove_unless_done, each.target)
-            beside = self._first_whole(each, undo)
+            wanted = Wanted(
+                each.stored,
+                each.target,
+                self._holders(),
+                _wanted(self._wish, each.stored),
+                merge=self._wish.pattern is not None,
+            )
+            delivered = self._delivery.bring(wanted, undo)
+            beside = _Beside(each, delivered.extract, delivered.helper, delivered.store)
             self._beside.append(beside)
             yield beside
 
@@ -332,8 +339,7 @@ class _Restore:
         self._follow(Progress("exchanging", beside.name))
         beside.told = True
         try:
-            beside.helper.send(GO)
-            word = self._word(beside.helper, beside.name, interruptible=False)
+            word = self._delivery.exchange(beside.helper, beside.name)
         except EngineError as error:
             word = self._settled_for(beside, error)
         except SidecarError as error:
@@ -399,98 +405,23 @@ class _Restore:
         )
         return report
 
-    # --- from a store to a volume's disk -----------------------------------------------------------------------------
-
-    def _first_whole(self, each: RestoredFrom, undo: ExitStack) -> _Beside:
-        """Raises the last store's error when none has it whole, and NoRoom, RestoreFailed, EngineError, Interrupted."""
-        stores = self._holders()
-        for name in stores:
-            with ExitStack() as attempt:
-                try:
-                    archive = find_archive(self._tools.stores[name], each.stored, _wanted(self._wish, each.stored))
-                    helper = self._helper(each.target, archive.extract, attempt)
-                    self._send(each.target, archive, helper)
-                except (StoreError, SetInvalid, ArchiveDamaged) as error:
-                    if name == stores[-1]:
-                        raise
-                    self._emit("store_failed", store=name, code=error.code, error=error.message, hint=error.hint)
-                    continue
-                undo.enter_context(attempt.pop_all())
-                return _Beside(each, archive.extract, helper, name)
-        raise AssertionError("a set lies in a store")
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _holders(self) -> tuple[str, ...]:
         return self._catalogue.holders[self._plan.manifest.set]
 
-    def _helper(self, volume: str, extract: Extract, undo: ExitStack) -> Helper:
-        """A container that has the volume, and says that there is room."""
-        command = ["unpack", f"--root={TARGET}", f"--length={extract.length}", f"--files={extract.files}"]
-        command += ["--merge"] if self._wish.pattern is not None else []
-        helper = undo.enter_context(
-            self._tools.engine.help_with(self._tools.own(), volume, command=command, target=TARGET)
-        )
-        self._waiting.add(id(helper))
-        undo.callback(self._dismiss, helper, volume)
-        self._word(helper, volume)
-        return helper
-
-    def _send(self, volume: str, archive: Archive, helper: Helper) -> None:
-        done, total = 0, archive.extract.length
-        with closing(tar_stream(archive, threads=self._tools.threads)) as stream:
-            for raw in stream:
-                self._check()
-                try:
-                    helper.send(raw)
-                except HelperEnded:
-                    self._word(helper, volume)  # raises its own reason, where it gave one
-                    raise
-                done += len(raw)
-                self._follow(Progress("restoring", volume, done, total))
-        self._word(helper, volume)
-
-    # --- helpers and what they say -----------------------------------------------------------------------------------
-
-    def _word(self, helper: Helper, volume: str, *, interruptible: bool = True) -> Word:
-        """The next thing that it says. Raises NoRoom, RestoreFailed, EngineError; Interrupted when told to stop."""
-        until = time.monotonic() + _PATIENCE
-        while (line := helper.hear(_LISTEN)) is None:
-            if interruptible:
-                self._check()
-            if time.monotonic() >= until:
-                raise EngineError(f"the helper of volume {volume} has said nothing for {_PATIENCE:g} s", hint=_SEE_DISK)
-        return self._heard(line, helper, volume)
-
-    def _heard(self, line: bytes, helper: Helper, volume: str) -> Word:
-        try:
-            word = _understood(line, volume)
-        except (NoRoom, RestoreFailed):  # it has cleaned up before it said so
-            self._waiting.discard(id(helper))
-            raise
-        if word in _LAST_WORDS:
-            self._waiting.discard(id(helper))
-        return word
-
-    def _dismiss(self, helper: Helper, volume: str) -> None:
-        """Let it clean up, and go. One that dies, or takes longer than a moment, leaves the volume to be settled."""
-        with suppress(EngineError):
-            if id(helper) in self._waiting:
-                helper.send(LEAVE)
-        helper.end()
-        until = time.monotonic() + _FAREWELL
-        with suppress(SidecarError):
-            while id(helper) in self._waiting and time.monotonic() < until:
-                if line := helper.hear(_LISTEN):
-                    self._heard(line, helper, volume)
+    def _passed_over(self, store: str, error: SidecarError) -> None:
+        self._emit("store_failed", store=store, code=error.code, error=error.message, hint=error.hint)
 
     def _settled_for(self, beside: _Beside, error: EngineError) -> Word:
         """What has become of a volume whose helper did not answer. Its containers wait until that is known."""
         until = time.monotonic() + _ASKING
         while True:
             try:
-                word = _settle(self._tools.engine, self._tools.own(), beside.name, go=True)
+                word = settle(self._tools.engine, self._tools.own(), beside.name, go=True)
             except SidecarError as again:
                 if time.monotonic() < until:
-                    time.sleep(_LISTEN)
+                    time.sleep(delivery.LISTEN)
                     continue
                 beside.error = RestoreFailed(
                     f"whether volume {beside.name} is restored is not known yet, and nobody is started on half of it: "
@@ -501,7 +432,7 @@ class _Restore:
                 assert self._frozen is not None
                 self._frozen.withhold(beside.error)
                 return Word.FAILED
-            self._waiting.discard(id(beside.helper))
+            self._delivery.settled(beside.helper)
             if word is Word.CLEAN:
                 beside.error = RestoreFailed(
                     f"whether volume {beside.name} was restored is not known: {error.message}",
@@ -526,18 +457,18 @@ class _Restore:
     def _remove_unless_done(self, name: str) -> None:
         if any(beside.name == name and beside.told for beside in self._beside):
             return
-        until = time.monotonic() + _FAREWELL
+        until = time.monotonic() + delivery.FAREWELL
         with suppress(EngineError):  # an empty volume that nobody asked for is a nuisance and no more
             while not self._tools.engine.remove_volume(name) and time.monotonic() < until:
                 time.sleep(0.1)  # its helper is on its way out
 
     def _settle_debt(self) -> None:
         with suppress(SidecarError):  # the journal keeps it for the next start, or the next restore
-            if self._waiting and not self._cancelled.is_set():
+            if self._delivery.is_waiting and not self._cancelled.is_set():
                 go = any(beside.told for beside in self._beside)
                 settle_volumes(self._tools.engine, self._tools.own(), self._names(), go=go)
-                self._waiting.clear()
-            if not self._waiting:
+                self._delivery.settled()
+            if not self._delivery.is_waiting:
                 self._tools.journal.settle(OWED)
 
     def _owe(self, *, go: bool) -> None:
@@ -553,29 +484,3 @@ class _Restore:
 
     def _emit(self, name: str, /, *, level: int | None = None, **fields: Any) -> None:
         self._tools.emit(name, level=level, restore=self._id, set=self._plan.manifest.set, **fields)
-
-
-def _settle(engine: Engine, own: Container, volume: str, *, go: bool) -> Word:
-    command = ["settle", f"--root={TARGET}", *(["--go"] if go else [])]
-    with engine.help_with(own, volume, command=command, target=TARGET) as helper:
-        until = time.monotonic() + _PATIENCE
-        while (line := helper.hear(_LISTEN)) is None:
-            if time.monotonic() >= until:
-                raise EngineError(f"the helper of volume {volume} has said nothing for {_PATIENCE:g} s", hint=_SEE_DISK)
-        return _understood(line, volume)
-
-
-def _understood(line: bytes, volume: str) -> Word:
-    """What a helper said. Raises NoRoom, RestoreFailed for what it says has failed, EngineError for anything else."""
-    try:
-        said = json.loads(line)
-        word = Word(said["word"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(
-            f"the helper of volume {volume} said what no helper of ours says: {line[:200]!r}",
-            hint="is the image whole? build it again",
-        ) from error
-    if word is Word.FAILED:
-        kind = NoRoom if said.get("code") == NoRoom.code else RestoreFailed
-        raise kind(f"volume {volume}: {said.get('error')}", hint=str(said.get("hint", "")), volume=volume)
-    return word

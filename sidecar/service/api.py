@@ -1,7 +1,7 @@
 """The control API: HTTP over a Unix socket that only this container's root may open.
 
-POST /runs, /restores and /verifications stream one JSON object a line until the job's `report` or an `error`; POST
-/cancel, /keep, /guard/release and /guard/protect, and GET /plan, /restores (what one would do), /sets, /status and
+POST /runs, /restores, /verifications and /drills stream one JSON object a line until the job's `report` or an `error`;
+POST /cancel, /keep, /guard/release and /guard/protect, and GET /plan, /restores (what one would do), /sets, /status and
 /guard give one object. An error is `{"code", "message", "hint"}`.
 """
 
@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sidecar.config import duration
 from sidecar.errors import Busy, Interrupted, MountMissing, SidecarError
 from sidecar.service.guardian import Guardian
-from sidecar.service.jobs_port import Jobs, RestoreRequest, RunRequest, VerifyRequest
+from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, VerifyRequest
 from sidecar.service.runs import Runs, Ticket
 
 _STATUS = {
@@ -47,7 +47,10 @@ _TICK_SECONDS = 0.1  # how often a follower is told of progress
 _CANCEL_SECONDS = 30.0  # how long to wait for a cancelled run to have thawed and aborted; it takes one or two
 
 # Keys of `status` that have no value before the daemon is ready.
-_UNKNOWN = ("next_run", "next_verify", "schedule", "last_run", "last_verify", "last_drill", "guard", "running")
+_UNKNOWN = (
+    *("next_run", "next_verify", "next_drill", "schedule"),
+    *("last_run", "last_verify", "last_drill", "guard", "running"),
+)
 
 Crashed = Callable[[BaseException, str], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -118,6 +121,7 @@ class ControlApi:
                 Route("/restores", self._answered(self._restore), methods=["POST"]),
                 Route("/restores", self._answered(self._restore_plan)),
                 Route("/verifications", self._answered(self._verify), methods=["POST"]),
+                Route("/drills", self._answered(self._drill), methods=["POST"]),
                 Route("/keep", self._answered(self._keep), methods=["POST"]),
                 Route("/cancel", self._answered(self._cancel), methods=["POST"]),
                 Route("/plan", self._answered(self._plan)),
@@ -156,6 +160,11 @@ class ControlApi:
         ticket = self._runs.submit(wanted, no_wait=no_wait)
         return StreamingResponse(self._lines(ticket, ()), media_type="application/x-ndjson")
 
+    async def _drill(self, request: Request) -> Response:
+        wanted, no_wait = _drill_request(await request.body())
+        ticket = self._runs.submit(wanted, no_wait=no_wait)
+        return StreamingResponse(self._lines(ticket, ()), media_type="application/x-ndjson")
+
     async def _keep(self, request: Request) -> Response:
         wanted = _object(await request.body(), {"set", "keep"})
         set_name, keep = wanted.get("set"), wanted.get("keep")
@@ -188,9 +197,8 @@ class ControlApi:
         return _json(await run_in_threadpool(self._jobs.sets, *wanted))
 
     async def _status(self, _: Request) -> Response:
-        known_later: dict[str, Any] = {"last_drill": None}
         known_here = {"guard": self._guardian.status(), "warnings": list(self._warnings)}
-        return _json(self._runs.status() | self._facts() | known_later | known_here)
+        return _json(self._runs.status() | self._facts() | known_here)
 
     async def _guard(self, _: Request) -> Response:
         return _json(self._guardian.status())
@@ -295,6 +303,15 @@ def _verify_request(body: bytes) -> tuple[VerifyRequest, bool]:
     if not isinstance(set_name, str) or how not in ("quick", "full") or not isinstance(no_wait, bool):
         raise _Usage("set is not a name, how neither quick nor full, or no_wait not true or false")
     return VerifyRequest(set_name, how), no_wait
+
+
+def _drill_request(body: bytes) -> tuple[DrillRequest, bool]:
+    """The request and whether it must not wait. Raises _Usage."""
+    wanted = _object(body, {"set", "volumes", "no_wait"})
+    set_name, no_wait = wanted.get("set", "latest"), wanted.get("no_wait", False)
+    if not isinstance(set_name, str) or not isinstance(no_wait, bool):
+        raise _Usage("set is not a name, or no_wait not true or false")
+    return DrillRequest(set_name, _names(wanted)), no_wait
 
 
 def _run_request(body: bytes) -> tuple[RunRequest, bool]:

@@ -78,7 +78,10 @@ class Timetable:
 
 
 class Scheduler:
-    """Starts scheduled runs and verifications. now: the wall clock, aware. wait: so many seconds; true to stop."""
+    """Starts scheduled runs, verifications and drills.
+
+    now: the wall clock, aware. wait: so many seconds; true to stop.
+    """
 
     def __init__(
         self,
@@ -88,11 +91,13 @@ class Scheduler:
         now: Callable[[], datetime],
         wait: Callable[[float], bool],
         verify: Schedule | None = None,
+        drill: Schedule | None = None,
     ) -> None:
         self._now = now
         self._wait = wait
         self._runs = Timetable(schedule, now(), fire=runs.submit_scheduled, expect=runs.expect)
         self._verifications = Timetable(verify, now(), fire=runs.verify_when_idle, expect=runs.expect_verification)
+        self._drills = Timetable(drill, now(), fire=runs.drill_when_idle, expect=runs.expect_drill)
 
     @property
     def next_run(self) -> datetime | None:
@@ -104,19 +109,26 @@ class Scheduler:
         """When the next scheduled verification is due."""
         return self._verifications.next
 
+    @property
+    def next_drill(self) -> datetime | None:
+        """When the next scheduled drill is due."""
+        return self._drills.next
+
     def run(self) -> None:
         """Until told to stop."""
         while not self._wait(self._seconds()):
             self._look()
 
     def _seconds(self) -> float:
-        left = [(due - self._now()).total_seconds() for due in (self.next_run, self.next_verify) if due]
+        left = [
+            (due - self._now()).total_seconds() for due in (self.next_run, self.next_verify, self.next_drill) if due
+        ]
         return min(max(min(left, default=_LOOK_EVERY), 0.0), _LOOK_EVERY)
 
     def _look(self) -> None:
-        # Runs first: a verification would only have to give way.
-        self._runs.look(self._now())
-        self._verifications.look(self._now())
+        # Runs first: the others would only have to give way.
+        for timetable in (self._runs, self._verifications, self._drills):
+            timetable.look(self._now())
 
 
 def serve(
@@ -191,6 +203,7 @@ def _serve(
         now=_now,
         schedule=settings.schedule,
         verify_schedule=settings.verify_schedule,
+        drill_schedule=settings.drill_schedule,
         stores=settings.stores,
         remembered=memory.recall(),
         keep=memory.keep,
@@ -200,13 +213,21 @@ def _serve(
     guardian = Guardian(
         jobs, log, on=settings.guard, path=Path(memory_path).with_name(GUARD_MEMORY), now=_now, clock=time.monotonic
     )
-    scheduler = Scheduler(settings.schedule, runs, now=_now, wait=_stop_within, verify=settings.verify_schedule)
+    scheduler = Scheduler(
+        settings.schedule,
+        runs,
+        now=_now,
+        wait=_stop_within,
+        verify=settings.verify_schedule,
+        drill=settings.drill_schedule,
+    )
 
     def facts() -> dict[str, Any]:
         return {
             "schedule": settings.schedule.expression if settings.schedule else None,
             "next_run": rfc3339(scheduler.next_run) if scheduler.next_run else None,
             "next_verify": rfc3339(scheduler.next_verify) if scheduler.next_verify else None,
+            "next_drill": rfc3339(scheduler.next_drill) if scheduler.next_drill else None,
         }
 
     door.app = ControlApi(runs, jobs, guardian, facts=facts, warnings=settings.warnings, crashed=crashed).app()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from sidecar.events import Follow
 from sidecar.guarding import Guarded
-from sidecar.report import RestoreReport, RunReport, VerifyReport
+from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
 from sidecar.service.shipments import Shipment
 
 
@@ -65,6 +65,18 @@ class VerifyRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class DrillRequest:
+    """One drill as it was asked for. set_name: a set's, or `latest`; volumes: names, all of the set when empty."""
+
+    activity: ClassVar[str] = "drill"
+    state: ClassVar[str] = "drilling"
+
+    set_name: str = "latest"
+    volumes: tuple[str, ...] = ()
+    trigger: str = "manual"
+
+
+@dataclass(frozen=True, slots=True)
 class ShipRequest:
     """A set that is to be copied to a store that missed it, which the daemon does when nobody asks for anything."""
 
@@ -85,14 +97,15 @@ class Shipped:
 
 
 # What the daemon does one at a time. activity: what it is called; state: of `status --json` while it goes on.
-Request = RunRequest | RestoreRequest | VerifyRequest | ShipRequest
-Report = RunReport | RestoreReport | VerifyReport
+Request = RunRequest | RestoreRequest | VerifyRequest | DrillRequest | ShipRequest
+Report = RunReport | RestoreReport | VerifyReport | DrillReport
 
 
 class Jobs(Protocol):
     """What the product does.
 
-    Methods block and may be called from several threads; of `recover`, `backup`, `restore` and `verify` one at a time.
+    Methods block and may be called from several threads; of `recover`, `backup`, `restore`, `verify` and `drill`
+    one at a time.
     """
 
     def backup(self, request: RunRequest, follow: Follow, cancelled: threading.Event) -> RunReport:
@@ -129,6 +142,14 @@ class Jobs(Protocol):
 
         Raises NotFound, a store's error when none can be asked, Interrupted once `cancelled` is set: nothing is noted
         then. It emits `verify_finished` when it returns; the daemon emits it for whatever is raised.
+        """
+
+    def drill(self, request: DrillRequest, follow: Follow, cancelled: threading.Event) -> DrillReport:
+        """Restore a set into scratch volumes, start copies of its services on them, and note how they did.
+
+        Raises NotFound, NoRoom, EngineError, a store's error, Interrupted once `cancelled` is set: nothing is noted
+        then, and whatever it raises, nothing is left. It emits `drill_finished` when it returns; the daemon emits it
+        for whatever is raised.
         """
 
     def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:

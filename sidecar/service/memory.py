@@ -1,9 +1,9 @@
 """What the daemon remembers across restarts: one small JSON document on the state volume.
 
 `{"format": 1, "last_run", "last_whole_run", "last_good": {volume: time}, "running", "due", "pending": [{"set", "store",
-"since", "attempts", "error"}], "last_verify", "damaged": {"set", "why"}, "verify_due"}`, replaced as a whole: a
-temporary name, fsync, rename. Losing it loses no backup, only what `status` can tell, whether a run or a verification
-was missed, and which sets a store is still to get.
+"since", "attempts", "error"}], "last_verify", "damaged": {"set", "why"}, "verify_due", "last_drill", "drill_failed":
+{"set", "why"}, "drill_due"}`, replaced as a whole: a temporary name, fsync, rename. Losing it loses no backup, only
+what `status` can tell, whether a run, a verification or a drill was missed, and which sets a store is still to get.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from sidecar.service.shipments import Shipment
 
 FORMAT = 1
 _KEYS_OF_A_RUN = {"run", "set", "outcome", "started", "duration_ms", "paused_ms", "off_host", "reasons", "trigger"}
-_KEYS_OF_A_VERIFICATION = {"set", "time", "how", "outcome", "why", "trigger"}
+_KEYS_OF_A_DRILL = {"set", "time", "outcome", "why", "trigger"}
+_KEYS_OF_A_VERIFICATION = _KEYS_OF_A_DRILL | {"how"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Remembered:
     last_good: volume -> RFC 3339 time. running: trigger, volumes and `since` of the run that goes on. due: when the
     oldest scheduled run that has not begun is, or was, due (aware). pending: what stores missed. last_verify: as in
     `status --json`. damaged: `set` and `why` of the newest set, if it is known to be. verify_due: when the scheduled
-    verification that has not ended is, or was, due.
+    verification that has not ended is, or was, due. last_drill, drill_failed, drill_due: the same of drills.
     """
 
     last_run: Mapping[str, Any] | None = None
@@ -46,6 +47,9 @@ class Remembered:
     last_verify: Mapping[str, Any] | None = None
     damaged: Mapping[str, str] | None = None
     verify_due: datetime | None = None
+    last_drill: Mapping[str, Any] | None = None
+    drill_failed: Mapping[str, str] | None = None
+    drill_due: datetime | None = None
 
 
 class Memory:
@@ -82,6 +86,9 @@ class Memory:
             "last_verify": remembered.last_verify,
             "damaged": remembered.damaged,
             "verify_due": rfc3339(remembered.verify_due) if remembered.verify_due else None,
+            "last_drill": remembered.last_drill,
+            "drill_failed": remembered.drill_failed,
+            "drill_due": rfc3339(remembered.drill_due) if remembered.drill_due else None,
         }
         try:
             replace_file(self._path, json.dumps(document).encode())
@@ -106,9 +113,12 @@ def _read(raw: bytes) -> Remembered:
         due=_moment(document["due"]) if document["due"] is not None else None,
         # What older versions did not know of.
         pending=tuple(_shipment(each) for each in document.get("pending", ())),
-        last_verify=_verification(document.get("last_verify")),
-        damaged=_damaged(document.get("damaged")),
+        last_verify=_examination(document.get("last_verify"), _KEYS_OF_A_VERIFICATION),
+        damaged=_why_of_a_set(document.get("damaged")),
         verify_due=_moment(document["verify_due"]) if document.get("verify_due") is not None else None,
+        last_drill=_examination(document.get("last_drill"), _KEYS_OF_A_DRILL),
+        drill_failed=_why_of_a_set(document.get("drill_failed")),
+        drill_due=_moment(document["drill_due"]) if document.get("drill_due") is not None else None,
     )
 
 
@@ -135,17 +145,17 @@ def _running(document: Any) -> dict[str, Any] | None:
     }
 
 
-def _verification(document: Any) -> dict[str, Any] | None:
+def _examination(document: Any, keys: set[str]) -> dict[str, Any] | None:
     if document is None:
         return None
-    if not document.keys() >= _KEYS_OF_A_VERIFICATION:
-        raise ValueError("a verification lacks keys")
+    if not document.keys() >= keys:
+        raise ValueError("a verification or a drill lacks keys")
     Outcome(document["outcome"])
     _moment(document["time"])
     return dict(document)
 
 
-def _damaged(document: Any) -> dict[str, str] | None:
+def _why_of_a_set(document: Any) -> dict[str, str] | None:
     return None if document is None else {"set": str(document["set"]), "why": str(document["why"])}
 
 

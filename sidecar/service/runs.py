@@ -1,4 +1,4 @@
-"""One job at a time, a run, a restore or a verification: who asked, who waits, what became of it."""
+"""One job at a time, a run, a restore, a verification or a drill: who asked, who waits, what became of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFound, SidecarError, ThawFailed
 from sidecar.events import Emit, Progress
-from sidecar.report import Outcome, Reason, RestoreReport, RunReport, VerifyReport, rfc3339
+from sidecar.report import DrillReport, Outcome, Reason, RestoreReport, RunReport, VerifyReport, rfc3339
 from sidecar.schedule import Schedule
 from sidecar.service.jobs_port import (
+    DrillRequest,
     Jobs,
     Report,
     Request,
@@ -27,12 +28,15 @@ from sidecar.service.jobs_port import (
     ShipRequest,
     VerifyRequest,
 )
+from sidecar.service.leisure import Leisure
 from sidecar.service.memory import Remembered
 from sidecar.service.shipments import Shipment, Shipments
 
 # The request itself was wrong: whoever asked gets the error, and no run took place.
 _REFUSED = (NotFound, Busy, ConfigInvalid)
 _LOOK_AT_LOG = "the log of the container `backup` has the details"
+Examined = TypeVar("Examined", VerifyReport, DrillReport)
+
 # Volumes come and go for years; the last good backup of one that nobody has backed up for so long is in `list`.
 _MOST_VOLUMES = 2_000
 
@@ -61,12 +65,12 @@ class Ticket:
     @property
     def gives_way(self) -> bool:
         """Whether nobody waits for it: it ends for whatever is asked for, and is done later."""
-        return isinstance(self.request, ShipRequest) or self.is_scheduled_verification
+        return isinstance(self.request, ShipRequest) or self.is_at_leisure
 
     @property
-    def is_scheduled_verification(self) -> bool:
-        """Whether it was the schedule that asked for a verification."""
-        return isinstance(self.request, VerifyRequest) and self.request.trigger == "schedule"
+    def is_at_leisure(self) -> bool:
+        """Whether it was the schedule that asked for a verification or a drill."""
+        return isinstance(self.request, VerifyRequest | DrillRequest) and self.request.trigger == "schedule"
 
     def follow(self, progress: Progress, /) -> None:
         """Take note of the run's progress; followers look at it in their own time."""
@@ -85,11 +89,11 @@ class Ticket:
 class Runs:
     """The queue of jobs and the thread that does them, one after another. `starting`: until that thread begins.
 
-    now: aware time. schedule: of the scheduled runs; verify_schedule: of verifications. stores: the names of those
-    configured. remembered: of earlier processes; keep: remembers for later ones, and must not raise. recover_every:
-    seconds between attempts to recover; look_every: between looks at the clock, which may be set, while a shipment is
-    not due yet. clean: takes secrets out of the text of an exception that nobody expected, because that goes into the
-    report too.
+    now: aware time. schedule: of the scheduled runs; verify_schedule, drill_schedule: of the others. stores: the names
+    of those configured. remembered: of earlier processes; keep: remembers for later ones, and must not raise.
+    recover_every: seconds between attempts to recover; look_every: between looks at the clock, which may be set, while
+    a shipment is not due yet. clean: takes secrets out of the text of an exception that nobody expected, because that
+    goes into the report too.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Runs:
         now: Callable[[], datetime],
         schedule: Schedule | None = None,
         verify_schedule: Schedule | None = None,
+        drill_schedule: Schedule | None = None,
         stores: Sequence[str] = (),
         remembered: Remembered | None = None,
         keep: Callable[[Remembered], None] = _forget_nothing,
@@ -132,10 +137,10 @@ class Runs:
         self._next_due: datetime | None = None
         self._last_verify = remembered.last_verify
         self._damaged = remembered.damaged  # the newest set, while it is known to be
-        # Since when a scheduled verification has been due that has not come to its end, and when the next one is.
-        self._verify_owed = _if_due(remembered.verify_due, now()) if verify_schedule else None
-        self._verify_next: datetime | None = None
-        self._verifying = False  # a scheduled one goes on
+        self._last_drill = remembered.last_drill
+        self._drill_failed = remembered.drill_failed  # the newest set that was drilled, while it is known to fail
+        self._verifications = Leisure(_if_due(remembered.verify_due, now()) if verify_schedule else None)
+        self._drills = Leisure(_if_due(remembered.drill_due, now()) if drill_schedule else None)
         self._shipments = Shipments(remembered.pending)
         for shipment in self._shipments.drop_stores_but(stores):
             self._say_dropped(shipment, f"BACKUP_STORES does not name {shipment.store} any more")
@@ -173,13 +178,26 @@ class Runs:
     def expect_verification(self, due: datetime | None) -> None:
         """Take note of when the next scheduled verification is due: one that is missed is made up for, as a run is."""
         with self._changed:
-            self._verify_next = due
+            self._verifications.next = due
+        self._remember()
+
+    def expect_drill(self, due: datetime | None) -> None:
+        """Take note of when the next scheduled drill is due: one that is missed is made up for, as a run is."""
+        with self._changed:
+            self._drills.next = due
         self._remember()
 
     def verify_when_idle(self, due: datetime) -> None:
         """Verify the newest set as soon as nothing else is to be done; whatever is asked for meanwhile comes first."""
+        self._at_leisure(self._verifications, due)
+
+    def drill_when_idle(self, due: datetime) -> None:
+        """Drill the newest set, in the same way."""
+        self._at_leisure(self._drills, due)
+
+    def _at_leisure(self, jobs: Leisure, due: datetime) -> None:
         with self._changed:
-            self._verify_owed = self._verify_owed or due
+            jobs.owed = jobs.owed or due
             self._changed.notify_all()
 
     def catch_up(self) -> Ticket | None:
@@ -241,6 +259,7 @@ class Runs:
                 "last_run": self._last,
                 "last_good": dict(sorted(self._last_good.items())),
                 "last_verify": self._last_verify,
+                "last_drill": self._last_drill,
                 "running": None
                 if running is None
                 else {
@@ -265,6 +284,8 @@ class Runs:
                 return f"{which} {how}" + (f": {reasons}" if reasons else "")
         if self._damaged:
             return f"the newest set, {self._damaged['set']}, is damaged: {self._damaged['why']}"
+        if self._drill_failed:
+            return f"set {self._drill_failed['set']} failed its drill: {self._drill_failed['why']}"
         owed = [each.due for each in (self._running, *self._waiting) if each and each.due]
         due = min([*owed, *filter(None, [self._missed, self._next_due])], default=None)
         if self._schedule and due and self._now() > self._schedule.overdue_after(due):
@@ -293,8 +314,10 @@ class Runs:
                     pending=self._shipments.pending,
                     last_verify=self._last_verify,
                     damaged=self._damaged,
-                    # One that kills the daemon must not be made again at every start.
-                    verify_due=(None if self._verifying else self._verify_owed) or self._verify_next,
+                    verify_due=self._verifications.due,
+                    last_drill=self._last_drill,
+                    drill_failed=self._drill_failed,
+                    drill_due=self._drills.due,
                 )
             self._keep(remembered)
 
@@ -327,8 +350,8 @@ class Runs:
                 raise NotFound("nothing is going on", hint="`status` shows how the last one ended")
             if isinstance(self._running.request, ShipRequest):
                 raise NotFound("only a shipment is going on", hint="it gives way to whatever is asked for")
-            if self._running.is_scheduled_verification:
-                self._verify_owed = None  # it is not to begin anew
+            if self._running.is_at_leisure:
+                self._leisure(self._running.request).ended()  # it is not to begin anew
             self._running.cancelled.set()
             return self._running, list(self._waiting)
 
@@ -378,7 +401,8 @@ class Runs:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._waiting or self._stopping or (self._verify_owed and self._recovered), self._patience()
+                    lambda: self._waiting or self._stopping or (self._owed_at_leisure() and self._recovered),
+                    self._patience(),
                 )
                 if self._stopping:
                     return None
@@ -390,8 +414,8 @@ class Runs:
                 if shipment:
                     self._running = Ticket(ShipRequest(shipment), asked=self._now())
                     return self._running
-                if self._verify_owed and self._recovered:
-                    self._running = Ticket(VerifyRequest(trigger="schedule"), asked=self._now())
+                if self._recovered and (owed := self._owed_at_leisure()):
+                    self._running = Ticket(owed, asked=self._now())
                     return self._running
             if not self._recovered:
                 self._recover_again()
@@ -409,80 +433,101 @@ class Runs:
         except SidecarError as exc:
             self._emit("recover_failed", code=exc.code, error=exc.message, hint=exc.hint)
 
-    def _do(self, ticket: Ticket, request: RunRequest | RestoreRequest | VerifyRequest) -> Report:
+    def _leisure(self, request: Request) -> Leisure:
+        return self._drills if isinstance(request, DrillRequest) else self._verifications
+
+    def _owed_at_leisure(self) -> VerifyRequest | DrillRequest | None:
+        """What a schedule has asked for; a verification first, which costs less, and finds what a drill would meet."""
+        if self._verifications.owed:
+            return VerifyRequest(trigger="schedule")
+        return DrillRequest(trigger="schedule") if self._drills.owed else None
+
+    def _do(self, ticket: Ticket, request: RunRequest | RestoreRequest | VerifyRequest | DrillRequest) -> Report:
         match request:
             case RestoreRequest():
                 return self._restore(ticket, request)
             case VerifyRequest():
-                return self._verify(ticket, request)
+                report = self._examined(ticket, request, partial(self._jobs.verify, request))
+                self._note_verified(report, request)
+                return report
+            case DrillRequest():
+                drilled = self._examined(ticket, request, partial(self._jobs.drill, request))
+                self._note_drilled(drilled, request)
+                return drilled
         return self._run(ticket, request)
 
-    def _verify(self, ticket: Ticket, request: VerifyRequest) -> VerifyReport:
-        """The report of a verification. Raises the reason why there is none, which is logged."""
-        over = True
+    def _examined(
+        self, ticket: Ticket, request: VerifyRequest | DrillRequest, examine: Callable[..., Examined]
+    ) -> Examined:
+        """The report of a verification or a drill. Raises the reason why there is none, which is logged."""
+        over, jobs = True, self._leisure(request)
         with self._changed:
-            self._verifying = ticket.is_scheduled_verification
+            jobs.going_on = ticket.is_at_leisure
         self._remember()
         try:
-            report = self._jobs.verify(request, ticket.follow, ticket.cancelled)
+            return examine(ticket.follow, ticket.cancelled)
         except Interrupted as exc:
-            over = not (ticket.gives_way and self._verify_owed)
+            over = not (ticket.gives_way and jobs.owed)
             if over:
-                self._not_verified(request, exc)
+                self._not_examined(request, exc)
             raise
         except SidecarError as exc:
-            self._not_verified(request, exc)
+            self._not_examined(request, exc)
             raise
         except BaseException as exc:
             words = self._clean(f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__)
-            error = SidecarError(f"the verification failed unexpectedly: {words}", hint=_LOOK_AT_LOG)
-            self._not_verified(request, error, trace=traceback.format_exc())
+            error = SidecarError(f"the {request.activity} failed unexpectedly: {words}", hint=_LOOK_AT_LOG)
+            self._not_examined(request, error, trace=traceback.format_exc())
             raise error from exc
-        else:
-            self._note_verified(report, request)
-            return report
         finally:
             with self._changed:
-                self._verifying = False
-                if over and ticket.is_scheduled_verification:
-                    self._verify_owed = None
+                jobs.going_on = False
+                if over and ticket.is_at_leisure:
+                    jobs.ended()
             self._remember()
 
     def _note_verified(self, report: VerifyReport, request: VerifyRequest) -> None:
         why = "; ".join(dict.fromkeys([*report.damaged.values(), *(reason.message for reason in report.reasons)]))
         with self._changed:
-            self._last_verify = {
-                "set": report.set,
-                "time": rfc3339(self._now()),
-                "how": report.how,
-                "outcome": report.outcome.value,
-                "why": why,
-                "trigger": request.trigger,
-            }
-            if not report.newest:
-                return
-            if report.damaged:
+            self._last_verify = self._known(request, report.set, report.outcome, why)
+            if report.newest and report.damaged:
                 self._damaged = {"set": report.set, "why": "; ".join(dict.fromkeys(report.damaged.values()))}
-            elif report.outcome is Outcome.GOOD:
+            elif report.newest and report.outcome is Outcome.GOOD:
                 self._damaged = None
+        self._remember()
 
-    def _not_verified(self, request: VerifyRequest, error: SidecarError, **fields: Any) -> None:
-        outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
+    def _note_drilled(self, report: DrillReport, request: DrillRequest) -> None:
+        why = "; ".join(dict.fromkeys(reason.message for reason in report.reasons))
         with self._changed:
-            if outcome is Outcome.FAILED and not isinstance(error, NotFound):
-                self._last_verify = {
-                    "set": None if request.set_name == "latest" else request.set_name,
-                    "time": rfc3339(self._now()),
-                    "how": request.how,
-                    "outcome": outcome.value,
-                    "why": error.message,
-                    "trigger": request.trigger,
-                }
+            self._last_drill = self._known(request, report.set, report.outcome, why)
+            if report.newest:
+                self._drill_failed = {"set": report.set, "why": why} if report.outcome is Outcome.FAILED else None
+        self._remember()
+
+    def _known(
+        self, request: VerifyRequest | DrillRequest, name: str | None, outcome: Outcome, why: str
+    ) -> dict[str, Any]:
+        """As `last_verify` and `last_drill` of `status --json`."""
+        how = {"how": request.how} if isinstance(request, VerifyRequest) else {"volumes": list(request.volumes)}
+        known = {"set": name, "time": rfc3339(self._now()), "outcome": outcome.value, "why": why}
+        return known | how | {"trigger": request.trigger}
+
+    def _not_examined(self, request: VerifyRequest | DrillRequest, error: SidecarError, **fields: Any) -> None:
+        outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
+        if outcome is Outcome.FAILED and not isinstance(error, NotFound):
+            name = None if request.set_name == "latest" else request.set_name
+            known = self._known(request, name, outcome, error.message)
+            with self._changed:
+                if isinstance(request, DrillRequest):
+                    self._last_drill = known
+                else:
+                    self._last_verify = known
+        if isinstance(request, VerifyRequest):
+            fields["how"] = request.how
         self._emit(
-            "verify_finished",
+            "drill_finished" if isinstance(request, DrillRequest) else "verify_finished",
             level=logging.ERROR,
             set=request.set_name,
-            how=request.how,
             outcome=outcome.value,
             code=error.code,
             error=error.message,

@@ -43,6 +43,10 @@ class DockerUser:
         read_only: bool = False,
         auto_remove: bool = False,
         stop_timeout: int | None = None,
+        healthcheck: list[str] | None = None,
+        memory: int = 0,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
         **host: object,
     ) -> Container:
         mounts = [f"{self.add_volume(volume).name}:{target}" for volume, target in (volumes or {}).items()]
@@ -54,8 +58,11 @@ class DockerUser:
             name=self.full(name),
             labels={LABEL: self._mark, **(labels or {})},
             stop_timeout=stop_timeout,
+            healthcheck={"test": ["CMD", *healthcheck], "interval": 3600 * 10**9} if healthcheck else None,
+            environment=dict(environment or {}),
+            user=user,
             host_config=self.client.create_host_config(
-                binds=[f"{mount}:{mode}" for mount in mounts], auto_remove=auto_remove, **host
+                binds=[f"{mount}:{mode}" for mount in mounts], auto_remove=auto_remove, mem_limit=memory or None, **host
             ),
         )
         return self.engine.container(created["Id"])

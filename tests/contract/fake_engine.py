@@ -20,7 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sidecar.engine.port import OUTPUT_KEPT, PATIENT, ContainerEvent, Executed, Helper, Watch
+from sidecar.engine.port import (
+    OUTPUT_KEPT,
+    PATIENT,
+    Condition,
+    ContainerEvent,
+    Copied,
+    Executed,
+    Helper,
+    Watch,
+)
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, EngineUnreachable, HelperEnded, NotRunning
 from sidecar.model import Container, ContainerState, EngineIdentity, Mount, Volume
 
@@ -96,6 +105,9 @@ class FakeEngine:
         self.directory: Path | None = None
         self.helping: list[FakeHelper] = []
         self.refusing: list[EngineError] = []
+        # What becomes of copies: name of the model -> how a copy is, once it runs. Others are well.
+        self._models: dict[str, str] = {}
+        self.becomes: dict[str, Callable[[Container], Condition]] = {}
 
     # --- the port ---
 
@@ -171,6 +183,47 @@ class FakeEngine:
             container = replace(created[0], image_id=like.image_id)
             self._containers[container.id] = container
             return container.id
+
+    def copy(
+        self, identifier: str, name: str, *, mounts: Sequence[Mount], labels: Mapping[str, str], memory: int
+    ) -> Copied:
+        with self._call("copy", identifier) as done:
+            model = self._find(identifier)
+            if any(container.name == name for container in self._containers.values()):
+                raise EngineError(f"the name {name} is in use")
+            created: list[Container] = []
+            done(lambda: created.append(self.create(name, image=model.image, labels=labels)))
+            copy = replace(
+                created[0],
+                image_id=model.image_id,
+                network="none",
+                health_check=model.health_check,
+                memory=model.memory or memory,
+                mounts=tuple(
+                    replace(m, source=self._volumes[m.volume].mountpoint)
+                    if m.kind == "volume"
+                    else replace(m, writable=False)
+                    for m in sorted(mounts, key=lambda mount: mount.target)
+                ),
+            )
+            self._containers[copy.id] = copy
+            self._models[copy.id] = model.name
+            return Copied(copy.id, blotted=lambda text: text.replace("hunter2", "…"))
+
+    def condition(self, identifier: str) -> Condition:
+        with self._call("condition", identifier):
+            container = self._find(identifier)
+            if not container.running:
+                return Condition(running=False, code=0)
+            becomes = self.becomes.get(self._models.get(container.id, container.name))
+            if becomes is not None:
+                return becomes(container)
+            return Condition(running=True, health="healthy" if container.health_check else "")
+
+    def last_words(self, identifier: str) -> str:
+        with self._call("last_words", identifier):
+            self._find(identifier)
+            return self.says
 
     def output(self, identifier: str) -> str:
         with self._call("output", identifier):
@@ -268,6 +321,8 @@ class FakeEngine:
         read_only: bool = False,
         auto_remove: bool = False,
         stop_timeout: int = 10,
+        healthcheck: Sequence[str] = (),
+        memory: int = 0,
     ) -> Container:
         """docker create. volumes: volume -> target; binds: host path -> target."""
         with self._turn:
@@ -289,6 +344,8 @@ class FakeEngine:
                 addresses=frozenset([name]),
                 network="default",
                 stop_timeout=stop_timeout,
+                health_check=bool(healthcheck),
+                memory=memory,
             )
             self._containers[container.id] = container
             self._emit("create", container)

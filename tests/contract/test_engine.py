@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sidecar.engine.evidence import disturbance
-from sidecar.engine.port import OUTPUT_KEPT, Engine, Executed, Helper
+from sidecar.engine.port import OUTPUT_KEPT, Condition, Copied, Engine, Executed, Helper
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, HelperEnded, NotRunning
 from sidecar.model import ContainerState, Mount, Quiesce
 from tests.contract.docker_user import DockerUser
@@ -516,3 +516,129 @@ def test_a_helper_ends_when_its_block_is_left(rig: Rig, volume: str) -> None:
         time.sleep(0.02)
     with rig.engine.help_with(like, volume, command=["sh", "-c", "cat /there/end"], target="/there") as helper:
         assert helper.hear(30) == b"gone"
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(rig: Rig) -> Iterator[Callable[..., Copied]]:
+    """Makes copies, which are removed afterwards."""
+    made: list[Copied] = []
+
+    def make(model: str, *mounts: Mount, memory: int = 1 << 28) -> Copied:
+        labels = {"backup.role": "drill", "backup.drill-of": "state"}
+        name = rig.full(f"copy-{len(made)}")
+        made.append(rig.engine.copy(rig.full(model), name, mounts=mounts, labels=labels, memory=memory))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            rig.engine.remove(each.id)
+
+
+def until_well(rig: Rig, identifier: str) -> Condition:
+    for _ in range(1500):
+        if (condition := rig.engine.condition(identifier)).health != "starting":
+            break
+        time.sleep(0.02)
+    return condition
+
+
+def test_a_health_check_and_a_memory_limit_are_known(rig: Rig) -> None:
+    checked = rig.user.create("checked", healthcheck=["true"], memory=1 << 27)
+    assert (checked.health_check, checked.memory) == (True, 1 << 27)
+    plain = rig.user.create("plain")
+    assert (plain.health_check, plain.memory) == (False, 0)
+
+
+def test_a_copy_is_ours_has_the_mounts_it_is_given_and_no_network_and_is_not_started(
+    rig: Rig, volume: str, copy: Callable[..., Copied]
+) -> None:
+    model = rig.user.run("app", labels={"com.docker.compose.project": "shop"}, volumes={"data": "/data"})
+    bind = Mount("bind", "/srv", "/host", writable=True)
+    made = copy("app", Mount("volume", "", "/data", writable=True, volume=volume), bind)
+    found = rig.engine.container(made.id)
+    assert (found.role, found.labels["backup.drill-of"], found.project) == ("drill", "state", "")
+    assert (found.state, found.network, found.auto_remove) == (ContainerState.CREATED, "none", False)
+    assert (found.image_id, found.memory) == (model.image_id, 1 << 28)
+    assert [(m.target, m.volume or m.source, m.writable) for m in found.mounts] == [
+        ("/data", volume, True),
+        ("/host", "/srv", False),
+    ]
+    assert made.withheld == ()
+    assert rig.engine.start(made.id)
+    assert rig.engine.condition(made.id) == Condition(running=True)
+    assert rig.engine.container(model.id) == model
+
+
+def test_a_copy_has_the_limit_of_its_model_where_that_has_one(rig: Rig, copy: Callable[..., Copied]) -> None:
+    rig.user.run("app", memory=1 << 27)
+    assert rig.engine.container(copy("app").id).memory == 1 << 27
+
+
+def test_a_copys_health_check_is_asked_soon_however_seldom_its_models_is(rig: Rig, copy: Callable[..., Copied]) -> None:
+    rig.user.run("app", healthcheck=["true"])
+    made = copy("app")
+    rig.engine.start(made.id)
+    assert until_well(rig, made.id).health == "healthy"
+
+
+def test_the_copy_of_a_container_that_is_gone_finds_it_gone(rig: Rig, copy: Callable[..., Copied]) -> None:
+    with pytest.raises(ContainerGone):
+        copy("never-was")
+    for ask in (rig.engine.condition, rig.engine.last_words):
+        with pytest.raises(ContainerGone):
+            ask("0" * 64)
+
+
+def test_a_container_that_has_ended_says_so(rig: Rig) -> None:
+    app = rig.user.run("app")
+    rig.user.exit("app")
+    assert not rig.engine.condition(app.id).running
+    assert rig.engine.condition(app.id).code is not None
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("rig", ["docker"], indirect=True)
+def test_a_copy_runs_as_its_model_does_and_its_secrets_are_blotted_out(rig: Rig, copy: Callable[..., Copied]) -> None:
+    script = (
+        "trap 'exit 7' TERM; echo user $(id -u) $MODE $DB_PASSWORD >&2; echo nets $(ls /sys/class/net); sleep 60 & wait"
+    )
+    environment = {"MODE": "quick", "DB_PASSWORD": "hunter2hunter2"}
+    rig.user.run(
+        "app", command=["sh", "-c", script], environment=environment, user="1234", cap_add=["SYS_ADMIN", "IPC_LOCK"],
+        privileged=True, pid_mode="host", shm_size=1 << 20, tmpfs={"/scratch": "size=1m"},
+    )  # fmt: skip
+    made = copy("app")
+    rig.engine.start(made.id)
+    for _ in range(500):
+        if len((said := rig.engine.last_words(made.id)).splitlines()) == 2:
+            break
+        time.sleep(0.02)
+    assert sorted(made.blotted(said).splitlines()) == ["nets lo", "user 1234 quick …"]
+    assert set(made.withheld) == {"privileged", "capability SYS_ADMIN", "the host's processes"}
+    looked = rig.engine.execute(made.id, ["sh", "-c", "ls -d /scratch /dev/mem; df -k /dev/shm"], waiting=patient())
+    assert "1024" in looked.output
+    assert "cannot access '/dev/mem'" in looked.output
+    rig.engine.stop(made.id, timeout=10)
+    assert rig.engine.condition(made.id) == Condition(running=False, code=7)
+    assert rig.engine.container(made.id).id  # it stays, so that it can be asked
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("rig", ["docker"], indirect=True)
+def test_a_copy_that_wants_more_memory_than_its_limit_is_ended_and_that_is_known(
+    rig: Rig, copy: Callable[..., Copied]
+) -> None:
+    greedy = ["python3", "-c", "x = bytearray(b'x' * (200 << 20)); input()"]
+    rig.user.create("app", command=greedy)
+    made = copy("app", memory=32 << 20)
+    rig.engine.start(made.id)
+    for _ in range(1500):
+        if not (condition := rig.engine.condition(made.id)).running:
+            break
+        time.sleep(0.02)
+    assert (condition.running, condition.out_of_memory) == (False, True)

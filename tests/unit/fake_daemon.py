@@ -22,6 +22,9 @@ from sidecar.errors import ArchiveDamaged, Busy, EngineUnreachable, Interrupted,
 from sidecar.events import Emit, Follow, Progress
 from sidecar.guarding import Guarded, LeftOut
 from sidecar.report import (
+    DrilledService,
+    DrilledVolume,
+    DrillReport,
     GroupReport,
     Outcome,
     Reason,
@@ -35,7 +38,7 @@ from sidecar.report import (
     VolumeReport,
 )
 from sidecar.service.daemon import serve
-from sidecar.service.jobs_port import RestoreRequest, RunRequest, VerifyRequest
+from sidecar.service.jobs_port import DrillRequest, RestoreRequest, RunRequest, VerifyRequest
 
 MEBIBYTE = 1024 * 1024
 NAME_WITH_ESCAPES = "a\x1b[31m\nb\udcff.txt"
@@ -187,6 +190,27 @@ class PretendJobs:
         return VerifyReport(
             "v", SET["set"], request.how, Outcome.FAILED, started, 7333.0, True, volumes, {"s3": why}, reasons
         )
+
+    def drill(self, request: DrillRequest, follow: Follow, cancelled: threading.Event) -> DrillReport:
+        if request.set_name not in ("latest", SET["set"]):
+            raise NotFound(f"there is no set {request.set_name!r}", hint="`list` shows the sets")
+        if "missing" in request.volumes:
+            raise NotFound("there is no volume missing", hint="there are shop_data and wiki")
+        follow(Progress("starting", "shop-db-1"))
+        outcome, reasons, services = Outcome.GOOD, (), ()
+        if "wiki" in request.volumes:
+            outcome = Outcome.PARTIAL
+            reasons = (Reason("unproven", "volume wiki was restored, but nothing proves it", "add backup.drill"),)
+        else:
+            services = (DrilledService("shop-db-1", outcome, "health check", ("shop_data",), 4200.0),)
+        if os.path.exists(self.gate):
+            why, hint = "shop-db-1 did not come up: it ended by itself", "see what it wrote"
+            outcome, reasons = Outcome.FAILED, (Reason("drill_failed", why, hint),)
+            services = (DrilledService("shop-db-1", outcome, "health check", ("shop_data",), 4200.0, why, hint),)
+        name = request.volumes[0] if request.volumes else "shop_data"
+        volumes = (DrilledVolume(name, outcome, 12, 9 * MEBIBYTE, "s3"),)
+        started = datetime(2026, 2, 1, 6, tzinfo=UTC)
+        return DrillReport("d", SET["set"], outcome, started, 7333.0, True, volumes, services, reasons)
 
     def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
         if set_name != SET["set"]:

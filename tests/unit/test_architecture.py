@@ -33,6 +33,7 @@ PURE = frozenset(
         "plan",
         "guarding",
         "restoration",
+        "drilling",
         "contents",
         "salvage",
         "schedule",
@@ -48,8 +49,10 @@ PURE = frozenset(
         "stores.rules",
         "engine.port",
         "engine.evidence",
+        "engine.likeness",
         "service.jobs_port",
         "service.shipments",
+        "service.leisure",
     ]
 )
 LAYERS = {"durable": 1, "archive": 1, "stores": 1, "engine": 1, "jobs": 2, "service": 3, "cli": 4, "wiring": 4}

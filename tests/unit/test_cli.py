@@ -305,6 +305,7 @@ def test_json_of_a_plan_is_the_plan_with_what_the_daemon_knows(daemon: DaemonPro
     assert document["schedule"] == "0 3 * * *"
     assert document.pop("next_run").endswith("T03:00:00Z")
     assert document.pop("next_verify").endswith("T05:00:00Z")
+    assert document.pop("next_drill").endswith("-01T06:00:00Z")
     assert document == PLAN | {"schedule": "0 3 * * *"}
 
 
@@ -321,7 +322,9 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     volumes = invoke(daemon, "list", "latest").stdout
     files = invoke(daemon, "list", "latest", "shop_data").stdout
 
-    assert "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                reason=upgrade" in sets
+    assert (
+        "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                         reason=upgrade" in sets
+    )
     assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
     assert "made on host-1, lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
@@ -446,6 +449,70 @@ def test_a_set_that_does_not_exist_is_neither_verified_nor_kept(daemon: DaemonPr
             10,
             "error: there is no set 'backup-19700101_000000'",
         )
+
+
+def test_a_set_on_which_its_services_come_up_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
+    done = invoke(daemon, "drill")
+
+    assert done.exit_code == 0
+    assert "starting shop-db-1\n" in done.stdout
+    assert re.search(r"^shop-db-1 +health check +came up +4.2 s +shop_data$", done.stdout, re.MULTILINE)
+    assert "good: backup-20260102_030000, drilled in 7.3 s" in done.stdout
+    assert "  shop_data: proven, 12 files, 9.0 MiB, from store s3\n" in done.stdout
+
+
+def test_a_service_that_does_not_come_up_says_why_and_what_to_do_and_leaves_with_1(daemon: DaemonProcess):
+    with gate_open(daemon):
+        done = invoke(daemon, "drill")
+        status = invoke(daemon, "status")
+        checked = invoke(daemon, "status", "--check")
+    invoke(daemon, "drill")
+
+    assert done.exit_code == 1
+    assert re.search(r"^shop-db-1 +health check +failed", done.stdout, re.MULTILINE)
+    assert "- shop-db-1 did not come up: it ended by itself; see what it wrote\n" in done.stdout
+    assert "last drill at" in status.stdout
+    assert "failed, backup-20260102_030000: shop-db-1 did not come up: it ended by itself" in status.stdout
+    assert checked.exit_code == 1
+    assert checked.stdout.startswith("not healthy: set backup-20260102_030000 failed its drill: shop-db-1 did not")
+    assert invoke(daemon, "status", "--check").stdout.find("drill") == -1
+
+
+def test_a_volume_that_nothing_proves_leaves_with_3_and_names_the_label(daemon: DaemonProcess):
+    done = invoke(daemon, "drill", "latest", "wiki")
+
+    assert done.exit_code == 3
+    assert "  wiki: not proven, 12 files" in done.stdout
+    assert "backup.drill" in done.stdout
+
+
+def test_json_of_a_drill_is_one_object(daemon: DaemonProcess):
+    done = invoke(daemon, "drill", "latest", "--json")
+    document = json.loads(done.stdout)
+
+    assert (done.exit_code, document["outcome"], document["newest"]) == (0, "good", True)
+    assert document["services"][0].keys() >= {"container", "outcome", "proof", "volumes", "duration_ms", "error"}
+    assert document["volumes"][0].keys() >= {"volume", "outcome", "files", "bytes_written", "store", "error", "hint"}
+
+
+def test_a_set_or_volume_that_does_not_exist_is_not_drilled(daemon: DaemonProcess):
+    assert invoke(daemon, "drill", "backup-19700101_000000").exit_code == 10
+    done = invoke(daemon, "drill", "latest", "missing")
+    assert (done.exit_code, "there are shop_data and wiki" in done.stderr) == (10, True)
+
+
+def test_a_set_that_failed_its_drill_says_so_in_the_list() -> None:
+    drilled = {"time": "2026-02-01T06:00:41Z", "outcome": "failed", "why": "db did not come up", "stores": ["s3"]}
+    words = Words(terminal=False)
+    with words.console.capture() as captured:
+        words.listing({"sets": [SET | {"drilled": drilled}]}, one_set=False)
+        words.listing({"sets": [SET | {"drilled": drilled}]}, one_set=True)
+        words.listing({"sets": [SET | {"drilled": drilled | {"outcome": "good", "why": ""}}]}, one_set=True)
+
+    assert re.search(r"^backup-20260102_030000 +failed its drill ", captured.get(), re.MULTILINE)
+    assert "2026-02-01 06:00:41 UTC (failed)" in captured.get()
+    assert "  FAILED its drill 2026-02-01 06:00:41 UTC (failed): db did not come up\n" in captured.get()
+    assert "  drilled 2026-02-01 06:00:41 UTC (good)\n" in captured.get()
 
 
 def test_a_set_is_kept_and_a_store_in_which_that_could_not_be_noted_is_named(daemon: DaemonProcess):

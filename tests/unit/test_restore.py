@@ -146,7 +146,7 @@ def loss(tmp_path: Path) -> Loss:
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Helpers of a busy machine may take their time to say farewell."""
-    monkeypatch.setattr("sidecar.jobs.restore._FAREWELL", 60.0)
+    monkeypatch.setattr("sidecar.jobs.delivery.FAREWELL", 60.0)
 
 
 # --- restored --------------------------------------------------------------------------------------------------------
@@ -521,7 +521,7 @@ def test_killed_at_any_moment_the_next_start_leaves_each_volume_whole_and_all_ru
 
     with monkeypatch.context() as dead:
         dead.setattr(loss.engine, "start", lambda name: True)  # the dead start nobody, and say nothing to anybody
-        dead.setattr("sidecar.jobs.restore._Restore._dismiss", lambda self, helper, volume: helper.end())
+        dead.setattr("sidecar.jobs.delivery.Delivery._dismiss", lambda self, helper, volume: helper.end())
         dead.setattr("sidecar.engine.freeze.PATIENCE", 0.0)
         with suppress(Killed, SidecarError):
             loss.restore(follow=follow)

@@ -1057,6 +1057,12 @@ class Times:
     def expect_verification(self, due: datetime | None) -> None:
         pass
 
+    def drill_when_idle(self, _: datetime) -> None:
+        raise AssertionError("no drill is scheduled")
+
+    def expect_drill(self, due: datetime | None) -> None:
+        assert due is None
+
     def submit_scheduled(self, due: datetime) -> None:
         assert due == self.expected[-1]
         self.asked.append(self.clock.now())
@@ -1222,10 +1228,11 @@ def test_a_restore_is_followed_to_its_report_and_planned_without_one():
         assert api.jobs.begun == [RestoreRequest("latest", ("shop",))]
 
 
+@pytest.mark.parametrize("path", ["/restores", "/drills"])
 @pytest.mark.parametrize("body", [b"[]", b'{"set": 1}', b'{"volumes": "a"}', b'{"what": 1}', b'{"no_wait": "x"}'])
-def test_a_malformed_request_restores_nothing(body: bytes):
+def test_a_malformed_request_restores_nothing(body: bytes, path: str):
     with control_api() as api:
-        status, document = api.raw("POST", "/restores", body)
+        status, document = api.raw("POST", path, body)
         assert (status, document["code"]) == (400, "usage")
         assert api.jobs.begun == []
 

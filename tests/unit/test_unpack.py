@@ -65,7 +65,7 @@ class Words(list[Word]):
         self.append(word)
 
 
-def restored(root: Path, data: bytes, *, length: int | None = None, files: int = 5) -> Words:
+def restored(root: Path, data: bytes, *, length: int | None = None, files: int = 5, **beyond: Any) -> Words:
     """Feed it through a pipe, as the engine does."""
     reader, writer = os.pipe()
     words = Words()
@@ -79,7 +79,7 @@ def restored(root: Path, data: bytes, *, length: int | None = None, files: int =
     try:
         restore_into(
             str(root),
-            Expected(len(data.removesuffix(GO).removesuffix(LEAVE)) if length is None else length, files),
+            Expected(len(data.removesuffix(GO).removesuffix(LEAVE)) if length is None else length, files, **beyond),
             reader,
             words,
         )
@@ -148,7 +148,17 @@ def test_a_disk_without_room_is_refused_before_anything_is_sent(volume: Path) ->
         restored(volume, b"", length=1 << 60)
     with pytest.raises(NoRoom):
         restored(volume, b"", length=0, files=1 << 50)
+    with pytest.raises(NoRoom):
+        restored(volume, b"", besides=1 << 60)
     assert found(volume) == OLD
+
+
+def test_a_share_of_the_disk_that_is_to_stay_free_counts_as_taken(volume: Path, stream: bytes) -> None:
+    with pytest.raises(NoRoom, match="beyond the 100% of it that are left to the applications"):
+        restored(volume, stream, reserve=1.0)
+    assert found(volume) == OLD
+    restored(volume, stream + GO, reserve=0.001)
+    assert found(volume) == NEW
 
 
 def hostile(*members: tuple[str, bytes, str]) -> bytes:

@@ -345,6 +345,12 @@ def test_each_schedule_comes_due_at_its_own_times() -> None:
         def expect_verification(self, _: datetime | None) -> None:
             pass
 
+        def drill_when_idle(self, _: datetime) -> None:
+            raise AssertionError("no drill is scheduled")
+
+        def expect_drill(self, due: datetime | None) -> None:
+            assert due is None
+
     def wait(seconds: float) -> bool:
         moments[0] += timedelta(seconds=seconds)
         return moments[0] > NOON + timedelta(days=2)
