@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from isal import igzip, isal_zlib
 
+from sidecar.archive.audit import in_order
 from sidecar.archive.entry import Kind
 from sidecar.archive.index import Block, IndexedBlock, read_index
 from sidecar.archive.records import END_OF_ARCHIVE
@@ -19,6 +20,8 @@ from sidecar.errors import ArchiveDamaged, SetInvalid
 
 # A block is about 8 MiB of tar stream (docs/FORMAT.md). What claims to be far larger is no archive of ours.
 MOST_RAW = 64 * 1024 * 1024
+# A block's line: 16,384 entries at most, a row of which may be longer than its 512 bytes of tar stream.
+_MOST_LINE = 128 * 1024 * 1024
 _HINT = "verify the set; another set, or another store's copy of it, may be whole"
 
 
@@ -47,7 +50,7 @@ class Extract:
 def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
     """The blocks that an index (the whole object) names, in order. Raises SetInvalid."""
     try:
-        for each in read_index(igzip.IGzipFile(fileobj=io.BytesIO(index))):
+        for each in read_index(_lines(igzip.IGzipFile(fileobj=io.BytesIO(index)))):
             if not 0 < each.block.raw_length <= MOST_RAW or not 0 < each.block.length <= MOST_RAW:
                 raise SetInvalid(
                     f"the index claims a block of {each.block.raw_length} bytes at {each.block.offset}", hint=_HINT
@@ -55,6 +58,14 @@ def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
             yield each
     except (EOFError, gzip.BadGzipFile, isal_zlib.error) as exc:  # type: ignore[misc]  # isal's stub gives no class
         raise SetInvalid(f"the index is not whole: {exc}", hint=_HINT) from exc
+
+
+def _lines(index: igzip.IGzipFile) -> Iterator[bytes]:
+    """Lines of bounded length, however well they are compressed. Raises SetInvalid."""
+    while line := index.readline(_MOST_LINE):
+        if len(line) == _MOST_LINE:
+            raise SetInvalid("the index has a line that is too long to be ours", hint=_HINT)
+        yield line
 
 
 def everything(index: bytes) -> Extract:
@@ -67,7 +78,8 @@ def everything(index: bytes) -> Extract:
 def matching(index: bytes, pattern: str) -> Extract:
     """The entries whose path, or that of a directory above them, matches the glob; and the directories above those.
 
-    Of a hard link the entry that holds its data comes along. The volume's root does not. Raises SetInvalid.
+    Of a hard link the entry that holds its data comes along. The volume's root does not. Raises SetInvalid,
+    ArchiveDamaged.
     """
     wanted = _wanted(index, pattern)
     pieces: list[Piece] = []
@@ -75,6 +87,7 @@ def matching(index: bytes, pattern: str) -> Extract:
     files = 0
     goes_on = False  # the entry at the end of the block before is wanted
     for each in read_blocks(index):
+        in_order(each)
         borders = [*(file.at for file in each.files), each.block.raw_length]
         if goes_on and borders[0]:
             pieces.append(Piece(each.block, 0, borders[0]))

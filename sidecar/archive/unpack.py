@@ -215,6 +215,9 @@ def _unpack(root: str, length: int, source: int) -> None:
             f"tar ended with {code}: {'; '.join(words) or 'it gave no reason'}",
             hint="the volume is as it was; see whether its disk is full or damaged",
         )
+    for ours in (STAGING, DONE):
+        if os.path.lexists(os.path.join(directory, ours)):
+            raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
     _sync(directory)
 
 
@@ -250,9 +253,6 @@ def _rest(source: int, length: int) -> bytes:
 def _exchange(root: str, *, merge: bool) -> None:
     staging = os.path.join(root, STAGING)
     new = os.path.join(staging, _NEW)
-    for ours in (STAGING, DONE):
-        if os.path.lexists(os.path.join(new, ours)):
-            raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
     os.makedirs(os.path.join(staging, _OLD), mode=0o700, exist_ok=True)
     if merge:
         os.close(os.open(os.path.join(staging, _MERGING), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
