@@ -9,10 +9,11 @@ from typing import Any
 
 from sidecar.errors import NotFound, RestoreRefused
 from sidecar.model import Container, ContainerState, Volume
-from sidecar.plan import can_reach, nearest
+from sidecar.plan import VOLUMES_TARGET, can_reach, nearest
 from sidecar.report import Outcome
 from sidecar.sets import Manifest, SetVolume
 
+_SIDECAR = "sidecar"  # the role
 _SWARM_TASK = "com.docker.swarm.task.id"
 # Of a volume that was made to restore into: the set and the volume that it is of.
 RESTORED_LABEL = "backup.restored-from"
@@ -91,6 +92,8 @@ def make_restore_plan(
     else:
         restored = [_as_new(manifest, chosen, into, here)]
     targets = [here[each.target] for each in restored if each.exists]
+    for volume in targets:
+        _must_not_be_a_sidecars(volume, containers)
     users = [c for c in containers if not c.role and c.running and any(can_reach(c, volume) for volume in targets)]
     users.sort(key=lambda container: container.name)
     for container in users:
@@ -143,6 +146,19 @@ def _must_be_plain(stored: SetVolume, volume: Volume | None) -> None:
             hint="create it as it was (RECOVER.txt of the set shows its driver and options), then restore",
             volume=stored.volume,
         )
+
+
+def _must_not_be_a_sidecars(volume: Volume, containers: Sequence[Container]) -> None:
+    """A sidecar's own state, in no set that a sidecar made: what is in it decides what it does to all other volumes."""
+    for container in containers:
+        for mount in container.mounts:
+            seen = mount.target.startswith(f"{VOLUMES_TARGET}/")  # mounted to be backed up, as NFS volumes may be
+            if container.role == _SIDECAR and mount.volume == volume.name and mount.writable and not seen:
+                raise RestoreRefused(
+                    f"volume {volume.name} is where {container.name} keeps what it knows, and is never restored",
+                    hint="who has put it into the set? do not trust that set",
+                    volume=volume.name,
+                )
 
 
 def _must_be_stoppable(container: Container, protected: Mapping[str, str]) -> None:

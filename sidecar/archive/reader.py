@@ -152,6 +152,5 @@ def _without_end(pieces: Sequence[Piece], last: Sequence[Piece]) -> tuple[Piece,
     for piece in pieces:
         is_last = any(piece.block is each.block and piece.end == each.end for each in last)
         end = piece.end - len(END_OF_ARCHIVE) if is_last else piece.end
-        if end > piece.start:
-            kept.append(Piece(piece.block, piece.start, end))
+        kept.append(Piece(piece.block, piece.start, max(end, piece.start)))  # an empty one too: its block is proven
     return tuple(kept)
