@@ -60,7 +60,7 @@ def audit(blocks: Iterable[tuple[IndexedBlock, bytes]]) -> int:
                 _compare(member, stream)
                 if member.isreg() and not only_files:
                     raise ArchiveDamaged(
-                        f"file {_shown(_path(member.name))} comes behind links or directories, as in no archive of ours",
+                        f"file {_shown(_path(member.name))} comes behind links or directories",
                         hint=_HINT,
                     )
                 only_files = member.isreg()

@@ -513,11 +513,17 @@ class _Restore:
     # --- the engine --------------------------------------------------------------------------------------------------
 
     def _refuse_newcomers(self) -> None:
-        """Raises RestoreFailed when someone else has begun to use a volume since the plan was made."""
-        names = set(self._names())
+        """Raises RestoreFailed when someone else has begun to use a volume since the plan was made.
+
+        One that was not there had no user that the plan could stop: whoever has a bind of all that the host has (a
+        monitor) is none of a volume that was made a moment ago.
+        """
+        made = {each.target for each in self._plan.volumes if not each.exists}
+        names = set(self._names()) - made
         volumes = [volume for volume in self._tools.engine.volumes() if volume.name in names]
         for container in self._tools.engine.containers(running_only=True):
-            if not container.role and any(can_reach(container, volume) for volume in volumes):
+            uses = any(mount.volume in made for mount in container.mounts)
+            if not container.role and (uses or any(can_reach(container, volume) for volume in volumes)):
                 raise RestoreFailed(
                     f"{container.name} was started meanwhile, and uses a volume that is to be restored",
                     hint="restore again, away from deployments and restarts",

@@ -369,6 +369,27 @@ def test_someone_who_comes_to_use_the_volume_meanwhile_ends_it_before_anything_i
     loss.assert_nothing_is_left()
 
 
+def test_a_monitor_that_has_all_of_the_host_is_no_newcomer_to_a_volume_that_is_made(loss: Loss) -> None:
+    loss.engine.run("monitor", binds={"/": "/host"}, read_only=True)
+    report = loss.restore("db", into="db_then")
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert loss.found("db_then") == loss.wanted["db"]
+    assert loss.engine.state("monitor") is ContainerState.RUNNING
+
+
+def test_someone_who_takes_a_volume_that_is_made_before_it_is_restored_ends_it(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.restore._FAREWELL", 0.2)  # how long its removal is tried
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "restoring":
+            loss.engine.run("newcomer", volumes={"db_then": "/d"})
+
+    with pytest.raises(SidecarError, match="newcomer was started meanwhile"):
+        loss.restore("db", into="db_then", follow=follow)
+
+
 def test_a_container_that_cannot_be_stopped_leaves_all_running_and_unchanged(loss: Loss) -> None:
     loss.engine.fail("stop", "files", EngineDenied("POST stop is not permitted"))
     with pytest.raises(EngineDenied, match="stop is not permitted"):
