@@ -64,11 +64,15 @@ Say = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held."""
+    """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held.
+
+    new: the volume was made for it a moment ago.
+    """
 
     length: int
     files: int
     merge: bool = False
+    new: bool = False
 
 
 def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
@@ -80,6 +84,8 @@ def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
     """
     with _alone(root):
         _settle(root)
+        if expected.new:
+            _require_empty(root)
         _require_room(root, expected)
         say(Word.READY)
         try:
@@ -159,6 +165,17 @@ def _alone(root: str) -> Iterator[None]:
         yield
     finally:
         os.close(directory)
+
+
+def _require_empty(root: str) -> None:
+    """A volume that was just made holds something only if its driver leads to it, or somebody has begun to use it."""
+    if found := [name for name in os.listdir(root) if name != "lost+found"]:
+        raise RestoreFailed(
+            f"it was made anew, and holds {found[0]!r} and {len(found) - 1} more already, of which there is no backup: "
+            "its driver leads to where data are, or somebody has begun to use it",
+            hint="if they may be replaced, create the volume as it was and restore again, which backs them up first; "
+            "or restore without --with-driver",
+        )
 
 
 def _require_room(root: str, expected: Expected) -> None:

@@ -91,7 +91,7 @@ class Wish:
 
     set_name: a set's, or `latest`. named: its volumes, all when empty. into: the name of a new volume for the one that
     is chosen. pattern: a glob over its paths: then those are put in place, and all else stays. safety: whether what is
-    there now is backed up first.
+    there now is backed up first. drivers: whether volumes that do not exist are made with the driver they had.
     """
 
     set_name: str = "latest"
@@ -99,6 +99,7 @@ class Wish:
     into: str | None = None
     pattern: str | None = None
     safety: bool = True
+    drivers: bool = False
 
 
 def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
@@ -112,6 +113,7 @@ def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogu
         containers=containers,
         protected=tools.protected(containers),
         into=wish.into,
+        drivers=wish.drivers,
     )
     if wish.pattern is not None and len(plan.volumes) != 1:
         raise RestoreRefused(
@@ -293,7 +295,9 @@ class _Restore:
         """
         with ExitStack() as undo:
             if not each.exists:
-                self._tools.engine.create_volume(each.target, labels=each.labels)
+                self._tools.engine.create_volume(
+                    each.target, labels=each.labels, driver=each.driver, options=each.options
+                )
                 undo.callback(self._remove_unless_done, each.target)
             beside = self._first_whole(each, undo)
             self._beside.append(beside)
@@ -408,7 +412,7 @@ class _Restore:
             with ExitStack() as attempt:
                 try:
                     archive = find_archive(self._tools.stores[name], each.stored, _wanted(self._wish, each.stored))
-                    helper = self._helper(each.target, archive.extract, attempt)
+                    helper = self._helper(each, archive.extract, attempt)
                     self._send(each.target, archive, helper)
                 except (StoreError, SetInvalid, ArchiveDamaged) as error:
                     if name == stores[-1]:
@@ -422,10 +426,12 @@ class _Restore:
     def _holders(self) -> tuple[str, ...]:
         return self._catalogue.holders[self._plan.manifest.set]
 
-    def _helper(self, volume: str, extract: Extract, undo: ExitStack) -> Helper:
+    def _helper(self, each: RestoredFrom, extract: Extract, undo: ExitStack) -> Helper:
         """A container that has the volume, and says that there is room."""
+        volume = each.target
         command = ["unpack", f"--root={TARGET}", f"--length={extract.length}", f"--files={extract.files}"]
         command += ["--merge"] if self._wish.pattern is not None else []
+        command += [] if each.exists else ["--new"]
         helper = undo.enter_context(
             self._tools.engine.help_with(self._tools.own(), volume, command=command, target=TARGET)
         )

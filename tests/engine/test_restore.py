@@ -16,6 +16,8 @@ import pytest
 from tests.engine.conftest import SidecarMaker
 from tests.engine.harness import (
     BUCKET,
+    HOST_IMAGE,
+    LABEL,
     S3,
     Description,
     Machine,
@@ -241,6 +243,57 @@ def test_sets_of_another_host_in_the_same_bucket_are_restored_by_its_name(sideca
         shop.assert_is({"data": shop.ruined["data"], "more": shop.wanted["more"]})
     finally:
         sidecar.up(BACKUP_HOST=None)
+
+
+# --- volumes with a driver's options ---------------------------------------------------------------------------------
+
+
+def test_a_lost_volume_with_options_becomes_a_plain_one_unless_its_driver_is_wanted_and_leads_to_nobodys_data(
+    machine: Machine, make_sidecar: SidecarMaker
+) -> None:
+    """A bind of a directory: now another volume's, empty when the one is lost, and then with what is not ours."""
+    beside = machine.volume("restore-beside")
+    device = docker("volume", "inspect", "--format", "{{.Mountpoint}}", beside).out.strip()
+    options = {"type": "none", "o": "bind", "device": device}
+    special = machine.volume("restore-special", *(f"--opt={name}={value}" for name, value in options.items()))
+    mounts = ("--volume", f"{special}:/data", "--volume", f"{beside}:/beside")
+    sidecar = make_sidecar("restore-special", include=[special])
+
+    def app(script: str) -> str:
+        out = docker("run", "--rm", "--label", f"{LABEL}={machine.mark}", *mounts, HOST_IMAGE, "sh", "-c", script).out
+        return out.strip()
+
+    def made() -> Any:
+        (found,) = docker("volume", "inspect", special).json()
+        return found["Driver"], found["Options"] or {}, found["Labels"][LABEL]
+
+    def lose() -> None:
+        docker("volume", "rm", special)
+
+    holder = machine.run("restore-special-app", ["sleep", "infinity"], *mounts)
+    try:
+        docker("exec", holder, "sh", "-c", "echo precious > /data/file")
+        sidecar.up()
+        sidecar.good_run()
+    finally:
+        machine.remove(holder)
+    lose()
+    refused = sidecar.verb("restore", "latest", special, "--with-driver", "--yes")
+    assert refused.code == 1, refused
+    assert "holds 'file' and 0 more already, of which there is no backup" in refused.err
+    assert docker("volume", "inspect", special, check=False).code == 1
+    assert docker("run", "--rm", *mounts[2:], HOST_IMAGE, "cat", "/beside/file").out == "precious\n"
+
+    plain = sidecar.verb("restore", "latest", special, "--yes")
+    assert plain.code == 0, plain
+    assert f"was made with driver local and options device={device}, o=bind, type=none" in plain.out
+    assert made() == ("local", {}, machine.mark)
+    assert app("cat /data/file; rm /beside/file") == "precious"
+    lose()
+    wanted = sidecar.verb("restore", "latest", special, "--with-driver", "--yes")
+    assert wanted.code == 0, wanted
+    assert made() == ("local", options, machine.mark)
+    assert app("cat /beside/file") == "precious"
 
 
 # --- refused, and nothing is changed ---------------------------------------------------------------------------------

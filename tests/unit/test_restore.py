@@ -27,6 +27,7 @@ from sidecar.errors import (
     Interrupted,
     NoRoom,
     NotFound,
+    RestoreFailed,
     RestoreRefused,
     SetInvalid,
     SidecarError,
@@ -208,7 +209,6 @@ def test_a_volume_that_is_gone_is_made_with_its_labels(loss: Loss) -> None:
     for name in ("db", "files"):
         loss.engine.remove(name)
     assert loss.engine.remove_volume("files")
-    shutil.rmtree(loss.data("files").parent)
     report = loss.restore("files")
     assert report.outcome is Outcome.GOOD
     assert [v.created for v in report.volumes] == [True]
@@ -323,16 +323,70 @@ def test_who_must_not_be_stopped_is_found_before_anything_is_fetched(loss: Loss,
     assert not [progress for progress in loss.progress if progress.phase == "restoring"]
 
 
+class Special:
+    """The volume `files` is lost, and had a driver with options, of which the set tells."""
+
+    def __init__(self, loss: Loss, driver: str = "local", **options: str) -> None:
+        self.loss = loss
+        store, key = loss.stores["memory"], sets.manifest_key(loss.set)
+        manifest = sets.Manifest.from_json(read_document(store, key), where=key)
+        volumes = tuple(
+            replace(v, driver=driver, options=sets.without_secrets(options), labels={"kept": "yes"})
+            for v in manifest.volumes
+        )
+        store.put(key, replace(manifest, volumes=volumes).to_json())
+        loss.engine.remove("files")
+        assert loss.engine.remove_volume("files")
+
+    def made(self) -> tuple[str, dict[str, str], dict[str, str]] | None:
+        found = [each for each in self.loss.engine.volumes() if each.name == "files"]
+        return (found[0].driver, dict(found[0].options), dict(found[0].labels)) if found else None
+
+
 def test_a_volume_of_a_driver_is_not_made_by_guess(loss: Loss) -> None:
-    store, key = loss.stores["memory"], sets.manifest_key(loss.set)
-    manifest = sets.Manifest.from_json(read_document(store, key), where=key)
-    volumes = tuple(replace(v, options={"type": "nfs"}) for v in manifest.volumes)
-    store.put(key, replace(manifest, volumes=volumes).to_json())
-    loss.engine.remove("files")
-    assert loss.engine.remove_volume("files")
-    with pytest.raises(RestoreRefused, match="was made with driver local and options"):
-        loss.restore("files")
-    assert "files" not in [volume.name for volume in loss.engine.volumes()]
+    """Its options may lead to what another host uses: a plain volume, which is said before anything is done."""
+    special = Special(loss, type="nfs", device=":/export")
+    plan, _ = plan_restore(Wish("latest", ("files",)), loss.tools())
+    (warning,) = plan.warnings
+    assert "volume files was made with driver local and options device=:/export, type=nfs" in warning
+    assert "here it becomes a plain local volume (--with-driver: as it was)" in warning
+    assert loss.restore("files").outcome is Outcome.GOOD
+    assert special.made() == ("local", {}, {"kept": "yes"})
+    assert loss.found("files") == loss.wanted["files"]
+
+
+def test_a_volume_is_made_with_its_driver_and_options_where_that_is_wanted(loss: Loss) -> None:
+    special = Special(loss, "rclone", remote="a:b")
+    plan, _ = plan_restore(Wish("latest", ("files",), drivers=True), loss.tools())
+    assert plan.warnings == ()
+    assert loss.restore("files", drivers=True).outcome is Outcome.GOOD
+    assert special.made() == ("rclone", {"remote": "a:b"}, {"kept": "yes"})
+    assert loss.found("files") == loss.wanted["files"]
+
+
+def test_a_volume_whose_options_held_a_password_cannot_be_made_with_them(loss: Loss) -> None:
+    special = Special(loss, type="cifs", o="username=me,password=secret")
+    with pytest.raises(RestoreRefused, match="what looks like a password is never recorded") as refused:
+        loss.restore("files", drivers=True)
+    assert "leave out --with-driver" in refused.value.hint
+    assert special.made() is None
+    assert loss.restore("files").outcome is Outcome.GOOD
+    assert special.made() == ("local", {}, {"kept": "yes"})
+
+
+def test_as_a_new_volume_it_is_always_a_plain_one(loss: Loss) -> None:
+    Special(loss, type="nfs")
+    plan, _ = plan_restore(Wish("latest", ("files",), into="then", drivers=True), loss.tools())
+    assert (plan.volumes[0].driver, plan.volumes[0].options, plan.warnings) == ("local", {}, ())
+
+
+def test_a_volume_that_was_just_made_and_leads_to_data_is_left_alone(loss: Loss) -> None:
+    Special(loss, type="nfs")
+    theirs = loss.engine.data("files") / "theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"of somebody")
+    with pytest.raises(RestoreFailed, match="holds 'theirs' and 0 more already, of which there is no backup"):
+        loss.restore("files", drivers=True)
 
 
 def test_an_engine_that_lets_no_container_start_is_said(loss: Loss) -> None:
