@@ -41,6 +41,7 @@ from sidecar.errors import (
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs.catalogue import PRE_RESTORE, Catalogue, answered
 from sidecar.jobs.download import Archive, find_archive, tar_stream
+from sidecar.jobs.passage import passage
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, worst
@@ -442,11 +443,11 @@ class _Restore:
 
     def _send(self, volume: str, archive: Archive, helper: Helper) -> None:
         done, total = 0, archive.extract.length
-        with closing(tar_stream(archive, threads=self._tools.threads)) as stream:
+        with closing(tar_stream(archive, threads=self._tools.threads)) as stream, passage(volume, helper) as send:
             for raw in stream:
                 self._check()
                 try:
-                    helper.send(raw)
+                    send(raw)
                 except HelperEnded:
                     self._word(helper, volume)  # raises its own reason, where it gave one
                     raise

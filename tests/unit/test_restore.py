@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sidecar import sets
-from sidecar.archive.unpack import STAGING
+from sidecar.archive.unpack import GO, STAGING
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.journal import Journal
 from sidecar.engine.recovery import recover
@@ -49,6 +49,7 @@ from sidecar.model import ContainerState
 from sidecar.report import Outcome, RestoreReport, RunReport
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Store
+from tests.contract.fake_engine import FakeHelper
 from tests.unit.test_backup import Shop
 
 MEBIBYTES = 20  # of `db`, so that it takes several blocks
@@ -341,6 +342,19 @@ class Special:
     def made(self) -> tuple[str, dict[str, str], dict[str, str]] | None:
         found = [each for each in self.loss.engine.volumes() if each.name == "files"]
         return (found[0].driver, dict(found[0].options), dict(found[0].labels)) if found else None
+
+
+def test_the_stream_takes_the_short_way_where_the_volumes_can_be_seen(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.passage.VOLUMES_TARGET", str(loss.engine.directory))
+    carried: list[bytes] = []
+    send = FakeHelper.send
+    monkeypatch.setattr(FakeHelper, "send", lambda self, data: (carried.append(bytes(data)), send(self, data))[1])
+    assert loss.restore().outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+    assert set(carried) == {GO}
+    loss.assert_nothing_is_left()
 
 
 def test_a_volume_of_a_driver_is_not_made_by_guess(loss: Loss) -> None:
