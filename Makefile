@@ -41,8 +41,9 @@ test-fast: venv ## unit and contract tests without an engine, a few minutes
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile tests/unit tests/contract \
 	  -m "not engine and not ceph and not slow"
 
-test-faults: ## kill the sidecar 200 times at random moments (TEST_KILLS, TEST_KILLS_SEED), and end the engine under it
-	@TEST_KILLS=$${TEST_KILLS:-200} $(MACHINE)/run-tests tests/engine/test_random_kills.py tests/engine/test_engine_restart.py
+test-faults: ## kill runs 200 times and restores 50 times at random moments (TEST_KILLS, TEST_RESTORE_KILLS, each also with _SEED), and end the engine under it
+	@TEST_KILLS=$${TEST_KILLS:-200} TEST_RESTORE_KILLS=$${TEST_RESTORE_KILLS:-50} $(MACHINE)/run-tests \
+	  tests/engine/test_random_kills.py tests/engine/test_restore.py tests/engine/test_engine_restart.py
 
 test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it installs (Debian, as root)
 	@$(MACHINE)/ceph-packages

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.errors import NotFound, RestoreRefused
 from sidecar.model import Container, ContainerState, Volume
-from sidecar.plan import can_reach, nearest
+from sidecar.plan import VOLUMES_TARGET, can_reach, nearest
 from sidecar.report import Outcome
-from sidecar.sets import Manifest, SetVolume
+from sidecar.sets import Manifest, SetVolume, lacks_secrets
 
+_SIDECAR = "sidecar"  # the role
 _SWARM_TASK = "com.docker.swarm.task.id"
 # Of a volume that was made to restore into: the set and the volume that it is of.
 RESTORED_LABEL = "backup.restored-from"
@@ -21,12 +22,35 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")  # docker volume create
 
 @dataclass(frozen=True, slots=True)
 class RestoredFrom:
-    """One volume of the set, and the volume `target` that it goes into; where there is none, it is made so labelled."""
+    """One volume of the set, and the volume `target` that it goes into; where there is none, it is made like this.
+
+    driver, options: not always those that it had, of which the set tells: see `special`.
+    """
 
     stored: SetVolume
     target: str
     exists: bool
     labels: Mapping[str, str]
+    driver: str = "local"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def special(self) -> str:
+        """How it was made, where that is not how it is made now; empty where there is no difference."""
+        if self.exists or self.target != self.stored.volume or (self.driver, self.options) == _made(self.stored):
+            return ""
+        return made_with(self.stored)
+
+
+def made_with(stored: SetVolume) -> str:
+    """How a volume was made, in words."""
+    driver, options = _made(stored)
+    told = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    return f"driver {driver}" + (f" and options {told}" if told else "")
+
+
+def _made(stored: SetVolume) -> tuple[str, Mapping[str, str]]:
+    return stored.driver, dict(stored.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +78,7 @@ class RestorePlan:
                     "volume": each.stored.volume,
                     "into": each.target,
                     "exists": each.exists,
+                    "special": each.special,
                     "files": each.stored.files,
                     "raw_bytes": each.stored.raw_bytes,
                     "archive_bytes": each.stored.archive.size,
@@ -75,8 +100,12 @@ def make_restore_plan(
     containers: Sequence[Container],
     protected: Mapping[str, str],
     into: str | None = None,
+    drivers: bool = False,
 ) -> RestorePlan:
     """Decide; `named`: volumes of the set, all of it when empty. protected: IDs that must never be stopped -> why.
+
+    drivers: volumes that do not exist are made with the driver and options that they had. Else they become plain local
+    ones: options may lead to what lives elsewhere, and may be in use by another host.
 
     into: the name of a new volume for the one that is chosen: always a plain local one, and never with its driver's
     options, which could lead to the live data; nor with its Compose labels. Raises NotFound with the nearest names for
@@ -85,12 +114,12 @@ def make_restore_plan(
     chosen = chosen_volumes(manifest, named)
     here = {volume.name: volume for volume in volumes}
     if into is None:
-        for stored in chosen:
-            _must_be_plain(stored, here.get(stored.volume))
-        restored = [RestoredFrom(s, s.volume, s.volume in here, s.labels) for s in chosen]
+        restored = [_in_place(stored, stored.volume in here, drivers) for stored in chosen]
     else:
         restored = [_as_new(manifest, chosen, into, here)]
     targets = [here[each.target] for each in restored if each.exists]
+    for volume in targets:
+        _must_not_be_a_sidecars(volume, containers)
     users = [c for c in containers if not c.role and c.running and any(can_reach(c, volume) for volume in targets)]
     users.sort(key=lambda container: container.name)
     for container in users:
@@ -99,7 +128,7 @@ def make_restore_plan(
         manifest,
         tuple(restored),
         tuple(users),
-        tuple(_warnings(manifest, chosen, whole=not named)),
+        tuple(_warnings(manifest, restored, whole=not named)),
     )
 
 
@@ -136,14 +165,30 @@ def _as_new(manifest: Manifest, chosen: Sequence[SetVolume], into: str, here: Ma
     return RestoredFrom(chosen[0], into, False, {RESTORED_LABEL: f"{manifest.set}/{chosen[0].volume}"})
 
 
-def _must_be_plain(stored: SetVolume, volume: Volume | None) -> None:
-    """Making a volume with driver options anew could mount, and then overwrite, something that lives elsewhere."""
-    if volume is None and (stored.driver != "local" or stored.options):
+def _in_place(stored: SetVolume, exists: bool, drivers: bool) -> RestoredFrom:
+    if exists or not drivers:
+        return RestoredFrom(stored, stored.volume, exists, stored.labels)
+    driver, options = _made(stored)
+    if lacks_secrets(options):
         raise RestoreRefused(
-            f"volume {stored.volume} does not exist, and was made with driver {stored.driver} and options of its own",
-            hint="create it as it was (RECOVER.txt of the set shows its driver and options), then restore",
+            f"volume {stored.volume} was made with {made_with(stored)}; what looks like a password is never recorded",
+            hint="create it yourself, then restore; or leave out --with-driver, and it becomes a plain local volume",
             volume=stored.volume,
         )
+    return RestoredFrom(stored, stored.volume, exists, stored.labels, driver, options)
+
+
+def _must_not_be_a_sidecars(volume: Volume, containers: Sequence[Container]) -> None:
+    """A sidecar's own state, in no set that a sidecar made: what is in it decides what it does to all other volumes."""
+    for container in containers:
+        for mount in container.mounts:
+            seen = mount.target.startswith(f"{VOLUMES_TARGET}/")  # mounted to be backed up, as NFS volumes may be
+            if container.role == _SIDECAR and mount.volume == volume.name and mount.writable and not seen:
+                raise RestoreRefused(
+                    f"volume {volume.name} is where {container.name} keeps what it knows, and is never restored",
+                    hint="who has put it into the set? do not trust that set",
+                    volume=volume.name,
+                )
 
 
 def _must_be_stoppable(container: Container, protected: Mapping[str, str]) -> None:
@@ -163,12 +208,18 @@ def _must_be_stoppable(container: Container, protected: Mapping[str, str]) -> No
     )
 
 
-def _warnings(manifest: Manifest, chosen: Sequence[SetVolume], *, whole: bool) -> list[str]:
+def _warnings(manifest: Manifest, restored: Sequence[RestoredFrom], *, whole: bool) -> list[str]:
     warnings = [
         f"volume {stored.volume}: {len(stored.changed_files)} file(s) changed while it was read and may be torn, "
         f"{stored.changed_files[0]!r} first"
-        for stored in chosen
+        for stored in (each.stored for each in restored)
         if stored.outcome is not Outcome.GOOD and stored.changed_files
+    ]
+    warnings += [
+        f"volume {each.target} was made with {each.special}; here it becomes a plain local volume "
+        "(--with-driver: as it was)"
+        for each in restored
+        if each.special
     ]
     if whole:
         warnings += [f"volume {m.volume} is not in the set: {m.why}" for m in manifest.missing]

@@ -16,6 +16,7 @@ from sidecar import sets
 from sidecar.report import rfc3339
 from sidecar.stores.bucket import Version
 from sidecar.stores.port import Pending
+from sidecar.stores.snapshots import Snapshot
 
 _ARCHIVE = ".tar.gz"
 _UNPACK = "tar --numeric-owner --acls --xattrs --xattrs-include='*' -xzpf - -C DIRECTORY"
@@ -29,6 +30,7 @@ class Kind(StrEnum):
     DELETED_SET = "deleted_set"  # its objects lie below delete markers
     HALF_SET = "half_set"  # archives without a manifest
     OLD_VERSION = "old_version"  # of an archive that was overwritten
+    SNAPSHOT = "snapshot"  # of a disk of this machine, by Amazon
     VOLUME = "volume"  # one that no container uses
     LEFTOVER = "leftover"  # of a restore, inside a volume
     UPLOAD = "upload"  # begun and never completed
@@ -401,16 +403,37 @@ def volume_finding(
     return Finding(Kind.VOLUME, what, "docker", newest, size, (name,), commands, note, at_least=not whole)
 
 
+def snapshot_finding(snapshot: Snapshot) -> Finding:
+    """A snapshot of one of this machine's disks, which may hold the engine's directory."""
+    ec2 = f"aws ec2 --region {quoted(snapshot.region)}"
+    disk = f"{snapshot.device}, {snapshot.disk_bytes >> 30} GiB" if snapshot.device else snapshot.disk
+    return Finding(
+        Kind.SNAPSHOT,
+        f"EBS snapshot {snapshot.name} of this machine's disk {snapshot.disk} ({disk})",
+        f"EC2, {snapshot.region}",
+        snapshot.taken,
+        None,
+        (f"disk {snapshot.disk}",),
+        (
+            f"{ec2} create-volume --availability-zone {quoted(snapshot.zone)} --snapshot-id {quoted(snapshot.name)}",
+            f"{ec2} attach-volume --instance-id {quoted(snapshot.instance)} --device /dev/sdf --volume-id VOLUME",
+        ),
+        "a disk as after a power cut, if it is the one that holds the engine's directory; VOLUME is what the first "
+        "command prints. Mount it read-only, and look into var/lib/docker/volumes there",
+    )
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Salvage:
-    """Everything that was found and that was not looked at, at `now`."""
+    """Everything that was found and that was not looked at, at `now`. remarks: what else to know, a sentence each."""
 
     findings: tuple[Finding, ...]
     unseen: tuple[Unseen, ...]
     now: datetime
+    remarks: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -458,6 +481,7 @@ class Salvage:
             },
             "findings": [finding.as_json(self.now) for finding in self.findings],
             "unseen": [unseen.as_json() for unseen in self.unseen],
+            "remarks": list(self.remarks),
         }
 
 

@@ -29,6 +29,7 @@ _STAMP = "%Y%m%d_%H%M%S"
 # Mount options (`password=` of CIFS, `secret=` of Ceph) and plugins' own (`s3-secret-access-key`; `config`, a whole
 # rclone.conf). A word too many costs an option's value in the manifest, a word too few somebody's password.
 _SECRET = re.compile("pass|pwd|secret|cred|token|key|conf", re.IGNORECASE)
+_BLOT = "…"
 _SECRET_AND_REST = re.compile(rf"((?:{_SECRET.pattern})[^=]{{0,64}}=).*", re.DOTALL | re.IGNORECASE)
 _PASSWORD_IN_ADDRESS = re.compile(r"(//[^/@:\s]*:)[^/\s]*@")
 
@@ -285,14 +286,19 @@ class Marks:
 _MARKED = frozenset(("format", "kind", "keep", "verified"))
 
 
+def lacks_secrets(options: Mapping[str, str]) -> bool:
+    """Whether some of them were blotted out, so that nobody can make the volume anew by what is recorded."""
+    return any(_BLOT in value for value in options.values())
+
+
 def without_secrets(options: Mapping[str, str]) -> dict[str, str]:
     """Driver options as they may be recorded: values that look like credentials are blotted out."""
-    return {name: "…" if _SECRET.search(name) else _blotted(value) for name, value in options.items()}
+    return {name: _BLOT if _SECRET.search(name) else _blotted(value) for name, value in options.items()}
 
 
 def _blotted(value: str) -> str:
-    value = _PASSWORD_IN_ADDRESS.sub(r"\1…@", value)
-    return ",".join(_SECRET_AND_REST.sub(r"\1…", option) for option in value.split(","))
+    value = _PASSWORD_IN_ADDRESS.sub(rf"\1{_BLOT}@", value)
+    return ",".join(_SECRET_AND_REST.sub(rf"\1{_BLOT}", option) for option in value.split(","))
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,8 +389,16 @@ def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
             "         | tar --numeric-owner --acls --xattrs --xattrs-include='*' -xzpf - -C \"$DIR\"",
             "",
         ]
+    read = f'{fetch} "$SET"/VOLUME.tar.gz -' if from_s3 else 'cat "$SET"/VOLUME.tar.gz'
     lines += [
-        "4. To check an archive without unpacking it: gzip checks every block against its checksum.",
+        "4. One file or directory of a volume alone. The first command lists all; PATH is as it stands there. Of a",
+        "   hard link, name the file that holds its data as well.",
+        "",
+        f"       {read} | tar -tzf -",
+        f"       {read} \\",
+        "         | tar --acls --xattrs --xattrs-include='*' --numeric-owner -xzpf - -C \"$DIR\" PATH",
+        "",
+        "5. To check an archive without unpacking it: gzip checks every block against its checksum.",
         "",
         (
             f'       {fetch} "$SET"/VOLUME.tar.gz - | gzip -t && echo whole'
@@ -392,7 +406,7 @@ def recover_text(manifest: Manifest, *, base: str, endpoint: str | None) -> str:
             else '       gzip -t "$SET"/VOLUME.tar.gz && echo whole'
         ),
         "",
-        "5. Start again. Compose:  docker-compose up -d",
+        "6. Start again. Compose:  docker-compose up -d",
         "",
     ]
     return "\n".join(lines)

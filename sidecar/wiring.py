@@ -65,6 +65,7 @@ from sidecar.plan import Selection
 from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
 from sidecar.salvage import Place, Salvage
 from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
+from sidecar.stores import ebs
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
 from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
@@ -124,6 +125,13 @@ def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
         stores={name: partial(_searched, name, settings) for name in settings.stores},
         engine=lambda: _connect(settings),
         discovery=lambda engine: Discovery(engine, Selection(), settings.endpoint),
+        snapshots=partial(
+            ebs.snapshots,
+            environ,
+            access_key=settings.access_key_id,
+            secret_key=settings.secret_access_key,
+            session_token=settings.session_token,
+        ),
         now=_now(),
         say=say,
     )
@@ -419,7 +427,7 @@ def _stores_of(host: str, settings: Settings) -> Mapping[str, Store]:
 
 
 def _wish(request: RestoreRequest) -> Wish:
-    return Wish(request.set_name, request.volumes, request.into, request.pattern, request.safety)
+    return Wish(request.set_name, request.volumes, request.into, request.pattern, request.safety, request.drivers)
 
 
 def _impatient(name: str, settings: Settings) -> Store:

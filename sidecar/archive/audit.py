@@ -40,11 +40,13 @@ def in_order(indexed: IndexedBlock) -> None:
 def audit(blocks: Iterable[tuple[IndexedBlock, bytes]]) -> int:
     """Compare the entries of a tar stream, given by its blocks, with what the index says of each block; how many.
 
-    Each entry's place, name, type, target, size of data, mode and owner are compared. One block is in memory, and the
+    Each entry's place, name, type, target, size of data, mode and owner are compared; and no file may follow a link,
+    because it could be one to be written through. One block is in memory, and the
     entries that begin in it. Raises ArchiveDamaged with the first difference, and what `blocks` raises.
     """
     stream = _Stream(iter(blocks))
     count = 0
+    only_files = True
     try:
         with tarfile.open(
             fileobj=cast(Any, stream),  # it reads forward, which is all that is asked of it here
@@ -56,6 +58,12 @@ def audit(blocks: Iterable[tuple[IndexedBlock, bytes]]) -> int:
             while (member := tar.next()) is not None:
                 members.clear()  # it would keep a million of them
                 _compare(member, stream)
+                if member.isreg() and not only_files:
+                    raise ArchiveDamaged(
+                        f"file {_shown(_path(member.name))} comes behind links or directories",
+                        hint=_HINT,
+                    )
+                only_files = member.isreg()
                 count += 1
             end = tar.offset
     except (tarfile.TarError, ValueError, LookupError, TypeError, EOFError, OverflowError) as exc:

@@ -20,6 +20,7 @@ from sidecar.errors import SetInvalid
 FORMAT = 1
 _OFFSET = b'{"offset":'
 _DAMAGES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_WIDEST = 96  # bits: nanoseconds of a 64-bit time
 COLUMNS = ("path", "type", "size", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "ino", "at", "link")
 
 
@@ -191,7 +192,19 @@ def _data_crc32(document: dict[str, Any]) -> tuple[int, ...] | None:
 def _file(row: list[Any]) -> IndexedFile:
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, ino, at, *link = row
     signature = Signature(ino, size, mode, uid, gid, mtime_ns, ctime_ns)
-    return IndexedFile(_bytes(path), Kind(kind), signature, at, _bytes(link[0]) if link else b"")
+    if any(type(number) is not int or number.bit_length() > _WIDEST for number in (*signature, at)):
+        raise ValueError(f"{row!r} holds no numbers")
+    file = IndexedFile(_bytes(path), Kind(kind), signature, at, _bytes(link[0]) if link else b"")
+    _must_stay_inside(file.path)
+    if file.kind is Kind.HARD_LINK:
+        _must_stay_inside(file.link)
+    return file
+
+
+def _must_stay_inside(path: bytes) -> None:
+    """No walk over a volume finds such a path: whoever wrote it wants to get at something else. Raises SetInvalid."""
+    if path.startswith(b"/") or (b".." in path and b".." in path.split(b"/")):
+        raise SetInvalid(f"the index names {path!r}, which leads out of the volume", hint="do not trust this set")
 
 
 def _number(value: object) -> int:

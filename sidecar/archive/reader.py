@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from isal import igzip, isal_zlib
 
+from sidecar.archive.audit import in_order
 from sidecar.archive.entry import Kind
 from sidecar.archive.index import Block, IndexedBlock, read_index_lines
 from sidecar.archive.member import GZIP
@@ -19,6 +20,8 @@ from sidecar.errors import ArchiveDamaged, SetInvalid
 
 # A block is about 8 MiB of tar stream (docs/FORMAT.md). What claims to be far larger is no archive of ours.
 MOST_RAW = 64 * 1024 * 1024
+# A block's line: 16,384 entries at most, a row of which may be longer than its 512 bytes of tar stream.
+_MOST_LINE = 128 * 1024 * 1024
 _HINT = "verify the set; another set, or another store's copy of it, may be whole"
 
 
@@ -52,7 +55,7 @@ def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
 def read_lines(index: bytes) -> Iterator[tuple[bytes, IndexedBlock]]:
     """The same, each with its line."""
     try:
-        for line, each in read_index_lines(igzip.IGzipFile(fileobj=io.BytesIO(index))):
+        for line, each in read_index_lines(_lines(igzip.IGzipFile(fileobj=io.BytesIO(index)))):
             if not 0 < each.block.raw_length <= MOST_RAW or not 0 < each.block.length <= MOST_RAW:
                 raise SetInvalid(
                     f"the index claims a block of {each.block.raw_length} bytes at {each.block.offset}", hint=_HINT
@@ -60,6 +63,14 @@ def read_lines(index: bytes) -> Iterator[tuple[bytes, IndexedBlock]]:
             yield line, each
     except (EOFError, gzip.BadGzipFile, isal_zlib.error) as exc:  # type: ignore[misc]  # isal's stub gives no class
         raise SetInvalid(f"the index is not whole: {exc}", hint=_HINT) from exc
+
+
+def _lines(index: igzip.IGzipFile) -> Iterator[bytes]:
+    """Lines of bounded length, however well they are compressed. Raises SetInvalid."""
+    while line := index.readline(_MOST_LINE):
+        if len(line) == _MOST_LINE:
+            raise SetInvalid("the index has a line that is too long to be ours", hint=_HINT)
+        yield line
 
 
 def everything(index: bytes) -> Extract:
@@ -72,7 +83,8 @@ def everything(index: bytes) -> Extract:
 def matching(index: bytes, pattern: str) -> Extract:
     """The entries whose path, or that of a directory above them, matches the glob; and the directories above those.
 
-    Of a hard link the entry that holds its data comes along. The volume's root does not. Raises SetInvalid.
+    Of a hard link the entry that holds its data comes along. The volume's root does not. Raises SetInvalid,
+    ArchiveDamaged.
     """
     wanted = _wanted(index, pattern)
     pieces: list[Piece] = []
@@ -80,6 +92,7 @@ def matching(index: bytes, pattern: str) -> Extract:
     files = 0
     goes_on = False  # the entry at the end of the block before is wanted
     for each in read_blocks(index):
+        in_order(each)
         borders = [*(file.at for file in each.files), each.block.raw_length]
         if goes_on and borders[0]:
             pieces.append(Piece(each.block, 0, borders[0]))
@@ -144,6 +157,5 @@ def _without_end(pieces: Sequence[Piece], last: Sequence[Piece]) -> tuple[Piece,
     for piece in pieces:
         is_last = any(piece.block is each.block and piece.end == each.end for each in last)
         end = piece.end - len(END_OF_ARCHIVE) if is_last else piece.end
-        if end > piece.start:
-            kept.append(Piece(piece.block, piece.start, end))
+        kept.append(Piece(piece.block, piece.start, max(end, piece.start)))  # an empty one too: its block is proven
     return tuple(kept)

@@ -1,6 +1,7 @@
 """What a restore does to a volume, in a container that has that volume and nothing else: unpack beside, then exchange.
 
-    VOLUME/.volume-backup-restore/new/      what arrives; the volume is as it was
+    VOLUME/.volume-backup-restore/stream    a FIFO, until somebody sends through it, or on standard input
+                                  new/      what arrives; the volume is as it was
                                   complete  all of it has, and is on disk
                                   leaving   from here on the restore goes through, whoever dies
                                   old/      what was there, moved away entry by entry
@@ -20,6 +21,7 @@ import errno
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 import threading
@@ -36,6 +38,7 @@ from sidecar.errors import NoRoom, RestoreFailed
 
 STAGING = ".volume-backup-restore"
 DONE = ".volume-backup-restored"
+STREAM = "stream"
 TAR = ("tar", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "-xpf", "-")
 # What it is told once all is unpacked. If nothing comes any more, whoever would have said it has died.
 GO, LEAVE = b"exchange\n", b"leave it\n"
@@ -66,7 +69,8 @@ Say = Callable[..., None]
 class Expected:
     """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held.
 
-    reserve: the share of the disk that has to stay free; besides: bytes of it that others will need.
+    new: the volume was made for it a moment ago. reserve: the share of the disk that has to stay free; besides: bytes
+    of it that others will need.
     """
 
     length: int
@@ -74,21 +78,28 @@ class Expected:
     merge: bool = False
     reserve: float = 0.0
     besides: int = 0
+    new: bool = False
 
 
 def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
     """Take a tar stream from the descriptor `source`, then `GO`: with it the volume at `root` is exchanged.
 
+    The stream may come through the FIFO instead, by one who sees the volume as well: what goes through the engine is
+    copied four times on its way, which took a third of a restore's processor time. It is gone once somebody has begun.
     `LEAVE`, or the end of the stream before it is whole, leaves the volume as it was. If nothing follows the whole
     stream, what has arrived stays beside it for `settle`: whether that had been decided, the sidecar's journal says.
     Raises NoRoom, RestoreFailed.
     """
     with _alone(root):
         _settle(root)
+        if expected.new:
+            _require_empty(root)
         _require_room(root, expected)
-        say(Word.READY)
         try:
-            _unpack(root, expected.length, source)
+            fifo = _prepare(root)
+            say(Word.READY)
+            with _incoming(root, fifo, source) as stream:
+                _unpack(root, expected.length, stream)
             _note(os.path.join(root, STAGING, _COMPLETE), {"merge": int(expected.merge)})
             say(Word.UNPACKED)
             answer = _rest(source, len(GO))
@@ -171,6 +182,17 @@ def needed_on_disk(length: int, files: int) -> int:
     return length + _SLACK * files
 
 
+def _require_empty(root: str) -> None:
+    """A volume that was just made holds something only if its driver leads to it, or somebody has begun to use it."""
+    if found := [name for name in os.listdir(root) if name != "lost+found"]:
+        raise RestoreFailed(
+            f"it was made anew, and holds {found[0]!r} and {len(found) - 1} more already, of which there is no backup: "
+            "its driver leads to where data are, or somebody has begun to use it",
+            hint="if they may be replaced, create the volume as it was and restore again, which backs them up first; "
+            "or restore without --with-driver",
+        )
+
+
 def _require_room(root: str, expected: Expected) -> None:
     disk = os.statvfs(root)
     needed = needed_on_disk(expected.length, expected.files) + _TRIFLE + expected.besides
@@ -194,14 +216,39 @@ def _require_room(root: str, expected: Expected) -> None:
         )
 
 
-def _unpack(root: str, length: int, source: int) -> None:
-    """From `source` into the staging directory, and onto the disk."""
+def _prepare(root: str) -> int | None:
+    """Make the staging directory; the reading end of its FIFO, or None on a file system that has none."""
     staging = os.path.join(root, STAGING)
-    directory = os.path.join(staging, _NEW)
     before_ns = os.stat(root).st_mtime_ns
-    os.makedirs(directory, mode=0o700)
+    os.mkdir(staging, mode=0o700)
+    os.mkdir(os.path.join(staging, _NEW), mode=0o700)
     with open(os.path.join(staging, _BEFORE), "w", encoding="ascii") as note:
         json.dump({"mtime_ns": before_ns, "since_ns": os.stat(root).st_mtime_ns}, note)
+    try:
+        os.mkfifo(os.path.join(staging, STREAM), 0o600)
+        return os.open(os.path.join(staging, STREAM), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+@contextmanager
+def _incoming(root: str, fifo: int | None, source: int) -> Iterator[int]:
+    """The FIFO or `source`, whichever has something to say first; the end of `source` is the end of it all."""
+    if fifo is None:
+        yield source
+        return
+    try:
+        ready, _, _ = select.select([source, fifo], [], [])
+        os.unlink(os.path.join(root, STAGING, STREAM))
+        os.set_blocking(fifo, True)
+        yield source if source in ready else fifo
+    finally:
+        os.close(fifo)
+
+
+def _unpack(root: str, length: int, source: int) -> None:
+    """From `source` into the staging directory, and onto the disk."""
+    directory = os.path.join(root, STAGING, _NEW)
     tar = subprocess.Popen(  # noqa: S603 - no argument of it comes from outside
         TAR,
         cwd=directory,
@@ -231,6 +278,9 @@ def _unpack(root: str, length: int, source: int) -> None:
             f"tar ended with {code}: {'; '.join(words) or 'it gave no reason'}",
             hint="the volume is as it was; see whether its disk is full or damaged",
         )
+    for ours in (STAGING, DONE):
+        if os.path.lexists(os.path.join(directory, ours)):
+            raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
     _sync(directory)
 
 
@@ -266,9 +316,6 @@ def _rest(source: int, length: int) -> bytes:
 def _exchange(root: str, *, merge: bool) -> None:
     staging = os.path.join(root, STAGING)
     new = os.path.join(staging, _NEW)
-    for ours in (STAGING, DONE):
-        if os.path.lexists(os.path.join(new, ours)):
-            raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")
     os.makedirs(os.path.join(staging, _OLD), mode=0o700, exist_ok=True)
     if merge:
         os.close(os.open(os.path.join(staging, _MERGING), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -295,6 +295,7 @@ def status(daemon: Daemon, *, as_json: bool, only_check: bool) -> str:
 @click.option("--path", "pattern", metavar="GLOB", help="Only the files, or directories, whose path matches.")
 @click.option("--host", metavar="NAME", help="A set of another host (its BACKUP_HOST) in the same stores.")
 @click.option("--no-safety", is_flag=True, help="Do not back up first what is replaced.")
+@click.option("--with-driver", is_flag=True, help="Make lost volumes with the driver and options that they had.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show what it would do, and do nothing.")
 @click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when a run or a restore is going on.")
@@ -310,6 +311,7 @@ def restore(
     pattern: str | None,
     host: str | None,
     no_safety: bool,
+    with_driver: bool,
     yes: bool,
     dry_run: bool,
     no_wait: bool,
@@ -319,7 +321,9 @@ def restore(
     What a volume holds now is replaced, and backed up first into a set of its own, so that a restore can be undone. All
     of it is fetched, proven against its checksums and unpacked beside what is there, while the application runs; then
     the containers that use the volumes are stopped, old and new change places, and the containers are started again,
-    servers before clients. What goes wrong before that changes nothing. A volume that does not exist is made.
+    servers before clients. What goes wrong before that changes nothing. A volume that does not exist is made: with its
+    labels, and as a plain local one, unless --with-driver, or you when asked, say otherwise (passwords among a driver's
+    options are never recorded).
 
     It needs as much free room on the volume's disk as the set has bytes unpacked.
 
@@ -331,7 +335,10 @@ def restore(
             raise click.UsageError("--to touches no volume: it goes with neither --as, --yes nor --dry-run")
         return _restore_to(to, set_name, volumes, pattern, host, as_json=as_json)
     chosen = {"set": set_name, "into": into, "pattern": pattern, "host": host}
-    plan = daemon.get("/restores", {**chosen, "volume": volumes, "safety": None if no_safety else "yes"})
+    question = {**chosen, "volume": volumes, "safety": None if no_safety else "yes"}
+    plan = daemon.get("/restores", {**question, "drivers": "yes" if with_driver else None})
+    if not (yes or dry_run or as_json) and sys.stdin.isatty() and _would_have_drivers(plan):
+        with_driver, plan = True, daemon.get("/restores", {**question, "drivers": "yes"})
     if not as_json:
         _words().restore_plan(plan)
     if dry_run:
@@ -342,6 +349,7 @@ def restore(
         _ask(as_json=as_json)
     warned = list(plan["warnings"])
     wanted = {**chosen, "set": plan["set"], "volumes": volumes, "safety": not no_safety, "no_wait": no_wait}
+    wanted["drivers"] = with_driver
     report = _followed(daemon, "restore", wanted, warned, as_json=as_json)
     if as_json:
         _print_json(report)
@@ -369,6 +377,14 @@ def _restore_to(
     return "good"
 
 
+def _would_have_drivers(plan: dict[str, Any]) -> bool:
+    """Whether a person wants the lost volumes as they were, not as plain local ones. Raises Complaint on Ctrl-C."""
+    special = [each for each in plan["volumes"] if each["special"]]
+    for each in special:
+        click.echo(printable(f"volume {each['volume']} does not exist. It was made with {each['special']}."))
+    return bool(special) and _confirmed("Make it so again, wherever that leads? (No: as a plain local volume)")
+
+
 def _ask(*, as_json: bool) -> None:
     """Raises Complaint unless a person says yes."""
     if as_json or not sys.stdin.isatty():
@@ -377,12 +393,15 @@ def _ask(*, as_json: bool) -> None:
             "nobody is here to say yes, so nothing was done",
             "add --yes, or ask for a terminal: docker exec -it backup restore ...",
         )
+    if not _confirmed("Replace what these volumes hold now?"):
+        raise Complaint("usage", "nothing was done")
+
+
+def _confirmed(question: str) -> bool:
     try:
-        wanted = click.confirm("Replace what these volumes hold now?", default=False)
+        return click.confirm(question, default=False)
     except click.Abort:
         raise Complaint("detached", "stopped by Ctrl-C: nothing was done") from None
-    if not wanted:
-        raise Complaint("usage", "nothing was done")
 
 
 @main.command(
@@ -654,12 +673,15 @@ def run_rescue(*, order: str, container: str) -> None:
 @click.option("--merge", is_flag=True)
 @click.option("--reserve", default=0.0)
 @click.option("--besides", default=0)
+@click.option("--new", is_flag=True)
 @click.option("--root", required=True)
-def run_unpack(*, length: int, files: int, merge: bool, reserve: float, besides: int, root: str) -> None:
+def run_unpack(*, length: int, files: int, merge: bool, reserve: float, besides: int, new: bool, root: str) -> None:
     """Be a restore's helper: take a tar stream on stdin into the volume at ROOT, and exchange it when told to."""
     from sidecar.archive.unpack import Expected, restore_into  # noqa: PLC0415 - a helper loads nothing else
 
-    _answer(lambda say: restore_into(root, Expected(length, files, merge, reserve, besides), sys.stdin.fileno(), say))
+    _answer(
+        lambda say: restore_into(root, Expected(length, files, merge, reserve, besides, new), sys.stdin.fileno(), say)
+    )
 
 
 @main.command("settle", hidden=True)

@@ -557,7 +557,9 @@ class Words:
                 self.line()
         for each in document["unseen"]:
             self.line(f"not looked at: {each['place']}: {_sentence(each['why'], each['hint'])}", "yellow")
-        if document["unseen"]:
+        for remark in document["remarks"]:
+            self.line(remark)
+        if document["unseen"] or document["remarks"]:
             self.line()
         self.line(document["conclusion"], _COLOURS.get(document["outcome"], "red"))
 

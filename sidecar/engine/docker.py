@@ -261,9 +261,12 @@ class DockerEngine:
         """Give a container another name."""
         self._ask("POST", f"/containers/{identifier}/rename", {"name": name})
 
-    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
-        """Create a plain local volume, unless it exists."""
-        self._ask("POST", "/volumes/create", body={"Name": name, "Driver": "local", "Labels": dict(labels)})
+    def create_volume(
+        self, name: str, *, labels: Mapping[str, str], driver: str = "local", options: Mapping[str, str] | None = None
+    ) -> None:
+        """Create a volume, unless it exists."""
+        made = {"Driver": driver, "DriverOpts": dict(options or {}), "Labels": dict(labels)}
+        self._ask("POST", "/volumes/create", body={"Name": name} | made)
 
     def remove_volume(self, name: str) -> bool:
         """Remove a volume; False while a container has it."""

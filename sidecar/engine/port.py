@@ -180,8 +180,10 @@ class Engine(Protocol):
     def rename(self, identifier: str, name: str) -> None:
         """Give a container another name, which must be free. Raises ContainerGone."""
 
-    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
-        """Create a plain local volume; one that exists is left as it is."""
+    def create_volume(
+        self, name: str, *, labels: Mapping[str, str], driver: str = "local", options: Mapping[str, str] | None = None
+    ) -> None:
+        """Create a volume, a plain local one unless told otherwise; one that exists is left as it is."""
 
     def remove_volume(self, name: str) -> bool:
         """Remove a volume; False while a container has it. One that is gone is success."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from sidecar import sets
-from sidecar.archive.index import IndexedFile, read_index
-from sidecar.errors import NotFound, ObjectMissing, SetInvalid, SidecarError, StoreError
+from sidecar.archive.index import IndexedFile
+from sidecar.archive.reader import read_blocks
+from sidecar.errors import NotFound, ObjectMissing, SetInvalid, SidecarError
 from sidecar.plan import nearest
 from sidecar.report import Outcome
 from sidecar.stores.port import MEBIBYTE, Store
@@ -189,7 +189,7 @@ def list_files(stores: Mapping[str, Store], set_name: str, volume: str, pattern:
     # By path, because some directories stand in the archive twice (docs/FORMAT.md): one line is what a user expects.
     files = {
         file.path: _file_json(file)
-        for block in read_index(_lines(store, found[volume].index.key))
+        for block in read_blocks(read_document(store, found[volume].index.key))
         for file in block.files
         if pattern is None or fnmatchcase(_text(file.path), pattern.removeprefix("./"))
     }
@@ -200,6 +200,18 @@ def read_document(store: Store, key: str) -> bytes:
     """A small object, whole. Raises StoreError."""
     with store.open(key) as source:
         return b"".join(iter(lambda: source.read(_CHUNK), b""))
+
+
+def read_manifest(store: Store, set_name: str) -> sets.Manifest:
+    """A set's manifest, which speaks of that set alone, and of each volume once. Raises SetInvalid, StoreError."""
+    key = sets.manifest_key(set_name)
+    manifest = sets.Manifest.from_json(read_document(store, key), where=f"{store.location}/{key}")
+    named = {each.key for volume in manifest.volumes for each in (volume.archive, volume.index)}
+    if manifest.set != set_name or any(not key.startswith(f"{set_name}/") for key in named):
+        raise SetInvalid(f"{store.location}/{key} is another set's", hint="do not trust this set")
+    if len({volume.volume for volume in manifest.volumes}) < len(manifest.volumes):
+        raise SetInvalid(f"{store.location}/{key} has a volume twice", hint="do not trust this set")
+    return manifest
 
 
 def answered(stores: Mapping[str, Store]) -> Catalogue:
@@ -227,9 +239,8 @@ def _manifests(store: Store, set_names: Iterable[str]) -> Iterator[tuple[str, se
     """Set -> its manifest, or what is wrong with it: one damaged document must not hide all other sets."""
 
     def read(set_name: str) -> sets.Manifest | SetInvalid | None:
-        key = sets.manifest_key(set_name)
         try:
-            return sets.Manifest.from_json(read_document(store, key), where=f"{store.location}/{key}")
+            return read_manifest(store, set_name)
         except ObjectMissing:  # pruned since it was listed
             return None
         except SetInvalid as error:
@@ -267,19 +278,6 @@ def _marks(
             elif found:
                 marks[set_name][name] = found
     return marks, tuple(unread)
-
-
-def _lines(store: Store, key: str) -> Iterator[bytes]:
-    inflate = zlib.decompressobj(31)
-    rest = b""
-    with store.open(key) as source:
-        while chunk := source.read(_CHUNK):
-            try:
-                rest += inflate.decompress(chunk)
-            except zlib.error as exc:
-                raise StoreError(f"{key} is damaged: {exc}", hint="verify the set", store=store.name) from exc
-            *lines, rest = rest.split(b"\n")
-            yield from lines
 
 
 def _file_json(file: IndexedFile) -> dict[str, Any]:

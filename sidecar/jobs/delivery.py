@@ -27,6 +27,7 @@ from sidecar.errors import (
 )
 from sidecar.events import Follow, Progress
 from sidecar.jobs.download import Archive, find_archive, tar_stream
+from sidecar.jobs.passage import passage
 from sidecar.model import Container
 from sidecar.sets import SetVolume
 from sidecar.stores.port import Store
@@ -55,7 +56,8 @@ class Delivered:
 class Wanted:
     """What is brought: a volume of a set, from the first of `holders` (stores) that has it whole, into `target`.
 
-    choose: says of an index (the whole object) what to take; merge: that may be less than all. reserve: the share of
+    choose: says of an index (the whole object) what to take; merge: that may be less than all. new: `target` was made a
+    moment ago. reserve: the share of
     the volume's disk that must stay free; besides: bytes of it that are to be brought later. called: the volume's name
     for people, where that is not `target`.
     """
@@ -65,6 +67,7 @@ class Wanted:
     holders: Sequence[str]
     choose: Callable[[bytes], Extract]
     merge: bool = False
+    new: bool = False
     reserve: float = 0.0
     besides: int = 0
     called: str = ""
@@ -124,7 +127,7 @@ class Delivery:
                 try:
                     archive = find_archive(self._stores[name], wanted.stored, wanted.choose)
                     helper = self._helper(wanted, archive.extract, attempt)
-                    self._send(wanted.name, archive, helper)
+                    self._send(wanted, archive, helper)
                 except (StoreError, SetInvalid, ArchiveDamaged) as error:
                     error.store = error.store or name
                     if name == wanted.holders[-1]:
@@ -154,6 +157,7 @@ class Delivery:
         """A container that has the volume, and says that there is room."""
         command = ["unpack", f"--root={TARGET}", f"--length={extract.length}", f"--files={extract.files}"]
         command += ["--merge"] if wanted.merge else []
+        command += ["--new"] if wanted.new else []
         command += [f"--reserve={wanted.reserve}"] if wanted.reserve else []
         command += [f"--besides={wanted.besides}"] if wanted.besides else []
         helper = undo.enter_context(self._engine.help_with(self._own(), wanted.target, command=command, target=TARGET))
@@ -162,19 +166,22 @@ class Delivery:
         self.word(helper, wanted.name)
         return helper
 
-    def _send(self, volume: str, archive: Archive, helper: Helper) -> None:
+    def _send(self, wanted: Wanted, archive: Archive, helper: Helper) -> None:
         done, total = 0, archive.extract.length
-        with closing(tar_stream(archive, threads=self._threads)) as stream:
+        with (
+            closing(tar_stream(archive, threads=self._threads)) as stream,
+            passage(wanted.target, helper, self._check) as send,
+        ):
             for raw in stream:
                 self._check()
                 try:
-                    helper.send(raw)
+                    send(raw)
                 except HelperEnded:
-                    self.word(helper, volume)  # raises its own reason, where it gave one
+                    self.word(helper, wanted.name)  # raises its own reason, where it gave one
                     raise
                 done += len(raw)
-                self._follow(Progress("restoring", volume, done, total))
-        self.word(helper, volume)
+                self._follow(Progress("restoring", wanted.name, done, total))
+        self.word(helper, wanted.name)
 
     def _heard(self, line: bytes, helper: Helper, volume: str) -> Word:
         try:

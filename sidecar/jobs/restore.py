@@ -82,7 +82,7 @@ class Wish:
 
     set_name: a set's, or `latest`. named: its volumes, all when empty. into: the name of a new volume for the one that
     is chosen. pattern: a glob over its paths: then those are put in place, and all else stays. safety: whether what is
-    there now is backed up first.
+    there now is backed up first. drivers: whether volumes that do not exist are made with the driver they had.
     """
 
     set_name: str = "latest"
@@ -90,6 +90,7 @@ class Wish:
     into: str | None = None
     pattern: str | None = None
     safety: bool = True
+    drivers: bool = False
 
 
 def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
@@ -103,6 +104,7 @@ def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogu
         containers=containers,
         protected=tools.protected(containers),
         into=wish.into,
+        drivers=wish.drivers,
     )
     if wish.pattern is not None and len(plan.volumes) != 1:
         raise RestoreRefused(
@@ -292,7 +294,9 @@ class _Restore:
         """
         with ExitStack() as undo:
             if not each.exists:
-                self._tools.engine.create_volume(each.target, labels=each.labels)
+                self._tools.engine.create_volume(
+                    each.target, labels=each.labels, driver=each.driver, options=each.options
+                )
                 undo.callback(self._remove_unless_done, each.target)
             wanted = Wanted(
                 each.stored,
@@ -300,6 +304,7 @@ class _Restore:
                 self._holders(),
                 _wanted(self._wish, each.stored),
                 merge=self._wish.pattern is not None,
+                new=not each.exists,
             )
             delivered = self._delivery.bring(wanted, undo)
             beside = _Beside(each, delivered.extract, delivered.helper, delivered.store)
@@ -444,11 +449,17 @@ class _Restore:
     # --- the engine --------------------------------------------------------------------------------------------------
 
     def _refuse_newcomers(self) -> None:
-        """Raises RestoreFailed when someone else has begun to use a volume since the plan was made."""
-        names = set(self._names())
+        """Raises RestoreFailed when someone else has begun to use a volume since the plan was made.
+
+        One that was not there had no user that the plan could stop: whoever has a bind of all that the host has (a
+        monitor) is none of a volume that was made a moment ago.
+        """
+        made = {each.target for each in self._plan.volumes if not each.exists}
+        names = set(self._names()) - made
         volumes = [volume for volume in self._tools.engine.volumes() if volume.name in names]
         for container in self._tools.engine.containers(running_only=True):
-            if not container.role and any(can_reach(container, volume) for volume in volumes):
+            uses = any(mount.volume in made for mount in container.mounts)
+            if not container.role and (uses or any(can_reach(container, volume) for volume in volumes)):
                 raise RestoreFailed(
                     f"{container.name} was started meanwhile, and uses a volume that is to be restored",
                     hint="restore again, away from deployments and restarts",

@@ -7,7 +7,7 @@ loss, engine and stores may be half there. `sidecar.salvage` judges what is seen
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,16 +43,22 @@ from sidecar.salvage import (
     half_set_finding,
     ordered,
     set_finding,
+    snapshot_finding,
     upload_finding,
     volume_finding,
 )
 from sidecar.stores.bucket import Bucket
 from sidecar.stores.port import Store
+from sidecar.stores.snapshots import Snapshot
 
 Listed = TypeVar("Listed")
 
 _TELL_EVERY = 1_000  # keys: a page of S3's
 _ATTEMPTS = 5
+_NO_EC2 = (
+    "no EBS snapshots were looked for: this is no EC2 instance (or its metadata service does not answer a container, "
+    "which takes a hop limit of 2)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +87,16 @@ class Searched:
 class Grounds:
     """Where to look; wiring makes it.
 
-    stores: by name, made when asked for, because that may fail. engine, discovery: as a run would have them. now:
-    aware; ages are told by it. say: told what is being looked at.
+    stores: by name, made when asked for, because that may fail. engine, discovery: as a run would have them. snapshots:
+    of this machine's disks, None where it is no EC2 instance. now: aware; ages are told by it. say: told what is being
+    looked at.
     """
 
     stores: Mapping[str, Callable[[], Searched]]
     engine: Callable[[], Engine]
     discovery: Callable[[Engine], Discovery]
     now: datetime
+    snapshots: Callable[[], Sequence[Snapshot] | None] = lambda: None
     say: Callable[[str], None] = lambda _: None
     limits: Limits = field(default_factory=Limits)
 
@@ -105,13 +113,16 @@ def scan(grounds: Grounds) -> Salvage:
                 search.unfinished(searched.place, searched.bucket)
     with search.looking("the volumes of this host"):
         search.volumes(grounds.engine())
-    return Salvage(ordered(search.findings), tuple(search.unseen), grounds.now)
+    with search.looking("EBS snapshots of this machine's disks"):
+        search.snapshots()
+    return Salvage(ordered(search.findings), tuple(search.unseen), grounds.now, tuple(search.remarks))
 
 
 class _Search:
     def __init__(self, grounds: Grounds) -> None:
         self.findings: list[Finding] = []
         self.unseen: list[Unseen] = []
+        self.remarks: list[str] = []
         self._grounds = grounds
         self._limits = grounds.limits
         self._gone: set[str] = set()  # stores that do not answer
@@ -209,6 +220,16 @@ class _Search:
             self._gone.add(place.store)
             what = f"{what}, and whatever else is in the store {place.store}"
         self.unseen.append(Unseen(what, error.message, error.hint))
+
+    # --- Amazon ------------------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> None:
+        """Snapshots of the disks that this machine has at Amazon. Raises StoreError."""
+        found = self._grounds.snapshots()
+        if found is None:
+            self.remarks.append(_NO_EC2)
+        else:
+            self.findings += map(snapshot_finding, found)
 
     # --- this host ---------------------------------------------------------------------------------------------------
 

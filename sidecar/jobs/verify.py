@@ -32,7 +32,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.events import Emit, Follow, Progress
-from sidecar.jobs.catalogue import PRE_RESTORE, documents_of_sets, read_document
+from sidecar.jobs.catalogue import PRE_RESTORE, documents_of_sets, read_manifest
 from sidecar.jobs.download import Fetched, described_archive, proven_blocks, proven_index
 from sidecar.jobs.marks import mark
 from sidecar.jobs.ownership import Claimant
@@ -120,16 +120,11 @@ class _Verification:
 
     def manifest(self, store: Store) -> Manifest | None:
         """The manifest, which speaks of this set alone; None where it does not, or cannot be read."""
-        key = sets.manifest_key(self._set)
         try:
-            manifest = Manifest.from_json(read_document(store, key), where=f"{store.location}/{key}")
-            named = {each.key for volume in manifest.volumes for each in (volume.archive, volume.index)}
-            if manifest.set != self._set or any(not key.startswith(f"{self._set}/") for key in named):
-                raise SetInvalid(f"{store.location}/{key} is another set's")
+            return read_manifest(store, self._set)
         except SidecarError as error:
             self._went_wrong(error, store)
             return None
-        return manifest
 
     def volume(self, store: Store, stored: SetVolume) -> None:
         """Whether one archive and its index are what was written, in one store."""
@@ -322,9 +317,8 @@ class _Verification:
 def _latest(found: Mapping[str, list[Store]]) -> str | None:
     """The set that `latest` means to a restore, too: the newest but for those that restores had made before them."""
     for set_name in sorted(found, reverse=True):
-        key = sets.manifest_key(set_name)
         try:
-            manifest = Manifest.from_json(read_document(found[set_name][0], key), where=key)
+            manifest = read_manifest(found[set_name][0], set_name)
         except SidecarError:
             return set_name  # whatever is wrong with it is for the verification to say
         if PRE_RESTORE not in manifest.tags:

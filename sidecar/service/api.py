@@ -152,6 +152,7 @@ class ControlApi:
             pattern=query.get("pattern"),
             host=query.get("host"),
             safety="safety" in query,
+            drivers="drivers" in query,
         )
         return _json(await run_in_threadpool(self._jobs.restore_plan, wanted))
 
@@ -286,14 +287,15 @@ def _names(wanted: dict[str, Any]) -> tuple[str, ...]:
 
 def _restore_request(body: bytes) -> tuple[RestoreRequest, bool]:
     """The request and whether it must not wait. Raises _Usage."""
-    wanted = _object(body, {"set", "volumes", "into", "pattern", "host", "safety", "no_wait"})
+    wanted = _object(body, {"set", "volumes", "into", "pattern", "host", "safety", "drivers", "no_wait"})
     texts = {name: wanted.get(name) for name in ("into", "pattern", "host")}
     set_name, safety, no_wait = wanted.get("set", "latest"), wanted.get("safety", True), wanted.get("no_wait", False)
     if not all(text is None or isinstance(text, str) for text in (set_name, *texts.values())) or set_name is None:
         raise _Usage("set, into, pattern or host is not a text")
-    if not isinstance(safety, bool) or not isinstance(no_wait, bool):
-        raise _Usage("safety or no_wait is not true or false")
-    return RestoreRequest(set_name, _names(wanted), safety=safety, **texts), no_wait  # type: ignore[arg-type]
+    drivers = wanted.get("drivers", False)
+    if not all(isinstance(each, bool) for each in (safety, drivers, no_wait)):
+        raise _Usage("safety, drivers or no_wait is not true or false")
+    return RestoreRequest(set_name, _names(wanted), safety=safety, drivers=drivers, **texts), no_wait  # type: ignore[arg-type]
 
 
 def _verify_request(body: bytes) -> tuple[VerifyRequest, bool]:

@@ -36,7 +36,8 @@ class RestoreRequest:
 
     set_name: a set's, or `latest`. volumes: names, all of the set when empty. into: the name of a new volume for the
     one that is named. pattern: a glob over the paths of the one that is named. host: whose sets, ours when None.
-    safety: whether what is there now is backed up first.
+    safety: whether what is there now is backed up first. drivers: whether volumes that do not exist are made with the
+    driver and options that they had.
     """
 
     activity: ClassVar[str] = "restore"
@@ -48,6 +49,7 @@ class RestoreRequest:
     pattern: str | None = None
     host: str | None = None
     safety: bool = True
+    drivers: bool = False
     trigger: str = "manual"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -255,8 +256,10 @@ class FakeEngine:
             written.seek(0)
             return Executed(process.returncode, written.read()[-OUTPUT_KEPT:].decode(errors="replace"))
 
-    def create_volume(self, name: str, *, labels: Mapping[str, str]) -> None:
-        self.add_volume(name, labels=labels)
+    def create_volume(
+        self, name: str, *, labels: Mapping[str, str], driver: str = "local", options: Mapping[str, str] | None = None
+    ) -> None:
+        self.add_volume(name, labels=labels, driver=driver, options=options)
         self.data(name).mkdir(parents=True, exist_ok=True)
 
     def remove_volume(self, name: str) -> bool:
@@ -264,6 +267,8 @@ class FakeEngine:
             if any(mount.volume == name for container in self._containers.values() for mount in container.mounts):
                 return False
             self._volumes.pop(name, None)
+            if self.directory is not None:
+                shutil.rmtree(self.directory / name, ignore_errors=True)
             return True
 
     @contextmanager
@@ -304,11 +309,20 @@ class FakeEngine:
 
     # --- what a user does ---
 
-    def add_volume(self, name: str, *, labels: Mapping[str, str] | None = None, driver: str = "local") -> Volume:
+    def add_volume(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        driver: str = "local",
+        options: Mapping[str, str] | None = None,
+    ) -> Volume:
         """docker volume create"""
         with self._turn:
             mountpoint = f"{ROOT}/volumes/{name}/_data"
-            return self._volumes.setdefault(name, Volume(name, mountpoint, driver, {}, dict(labels or {})))
+            return self._volumes.setdefault(
+                name, Volume(name, mountpoint, driver, dict(options or {}), dict(labels or {}))
+            )
 
     def create(
         self,

@@ -466,6 +466,16 @@ def test_a_volume_that_is_made_has_its_labels_and_making_it_again_changes_nothin
     assert (found.driver, dict(found.labels)) == ("local", {"made": "here"})
 
 
+def test_a_volume_is_made_with_a_driver_and_its_options(rig: Rig) -> None:
+    name, options = f"vbs-test-{uuid.uuid4().hex[:8]}", {"type": "tmpfs", "device": "tmpfs", "o": "size=1m"}
+    rig.engine.create_volume(name, labels={}, driver="local", options=options)
+    try:
+        (found,) = [each for each in rig.engine.volumes() if each.name == name]
+    finally:
+        assert rig.engine.remove_volume(name)
+    assert (found.driver, dict(found.options)) == ("local", options)
+
+
 def test_a_volume_that_a_container_has_is_not_removed_and_one_that_is_gone_is(rig: Rig, volume: str) -> None:
     like = rig.user.run("like")
     with rig.engine.help_with(rig.engine.container(like.id), volume, command=["sh", "-c", "read _"], target="/there"):

@@ -434,10 +434,13 @@ def tmpfs(size: str) -> tuple[str, ...]:
 def test_a_full_state_volume_fails_the_run_before_anybody_waits(street: Street) -> None:
     box = street.box(*SOCKET, *street.volumes, *street.state(*tmpfs("512k")), "--volume", "/data/backups", **LOCAL)
     box.wait_ready()
+    touch = ("exec", street.app, "touch", "/data/file")  # what nobody has touched for a minute needs no spool
 
+    docker(*touch)
     too_small = box.verb("run-now")
     filled = docker("exec", box.name, "sh", "-c", "head -c 600000 /dev/zero > /state/filler", check=False)
     assert "No space left on device" in filled.err
+    docker(*touch)
     full = box.verb("run-now")
 
     for done in (too_small, full):

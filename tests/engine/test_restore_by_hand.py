@@ -153,6 +153,24 @@ def test_postgresql_starts_on_the_restored_volume_and_all_transactions_add_up(
     assert transactions > 0
 
 
+def test_one_file_comes_back_alone_by_the_commands_of_recover_txt(machine: Machine, s3: S3, backup: Backup) -> None:
+    """On the bare host, out of the archive of all uploads: a name that is not ASCII, found in the listing."""
+    lines = backup.recover.read_text().replace("\\\n", "").splitlines()
+    where = next(line.strip() for line in lines if line.strip().startswith("SET="))
+    listing, one = (line for line in lines if line.startswith(" " * 7) and line.endswith(("tar -tzf -", " PATH")))
+    name, path = f"{backup.project}_uploads", "./library/special/Übersicht der Größen.txt"
+    script = f"{where}\n{listing}\nDIR=/scratch/one; mkdir $DIR\n{one}\n".replace("VOLUME", name)
+
+    listed = s3.on_host(script.replace("PATH", f"'{path}'")).out.splitlines()
+
+    assert any(line.endswith("special/empty-directory/") for line in listed)
+    (found,) = describe(s3.host, "/scratch/one")
+    wanted = backup.frozen[name][path]
+    assert [each for each, facts in found.items() if facts["kind"] == "file"] == [path]
+    assert found[path] == wanted
+    s3.forget("/scratch/one")
+
+
 def test_recover_txt_tells_how_to_check_an_archive(s3: S3, backup: Backup) -> None:
     lines = backup.recover.read_text().splitlines()
     (check,) = [line.strip() for line in lines if "gzip -t" in line and line.startswith(" " * 7)]

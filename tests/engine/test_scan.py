@@ -50,7 +50,9 @@ def loss(machine: Machine, s3: S3, make_sidecar: SidecarMaker) -> Loss:
     try:
         for host in ("theirs", "ours"):
             sidecar = make_sidecar(
-                f"scan-{host}", include=[volume], settings={"BACKUP_PREFIX": prefix, "BACKUP_HOST": host}
+                f"scan-{host}",
+                include=[volume],
+                settings={"BACKUP_PREFIX": prefix, "BACKUP_HOST": host, "AWS_EC2_METADATA_DISABLED": "true"},
             )
             sidecar.up()
             sets[host] = sidecar.good_run()[0]["set"]

@@ -145,7 +145,8 @@ class PretendJobs:
         volume = {
             "volume": "shop_data",
             "into": request.into or "shop_data",
-            "exists": request.into is None,
+            "exists": request.into is None and "lost" not in request.volumes,
+            "special": "driver nfs" if "lost" in request.volumes and not request.drivers else "",
             "files": 12,
             "raw_bytes": 9 * MEBIBYTE,
             "archive_bytes": 5,
@@ -165,7 +166,7 @@ class PretendJobs:
         if "damaged" in request.volumes:
             raise ArchiveDamaged("a block is not what was written; no volume was changed", hint="verify the set")
         follow(Progress("restoring", "shop_data", 1, 2))
-        into = request.into or "shop_data"
+        into = request.into or ("with its driver" if request.drivers else "shop_data")
         volumes = (RestoredVolume("shop_data", Outcome.GOOD, 12, 9 * MEBIBYTE, "s3", into=into),)
         outcome, reasons = Outcome.GOOD, ()
         if "half" in request.volumes:

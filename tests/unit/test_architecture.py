@@ -47,6 +47,7 @@ PURE = frozenset(
         "stores.bucket",
         "stores.parts",
         "stores.rules",
+        "stores.snapshots",
         "engine.port",
         "engine.evidence",
         "engine.likeness",
@@ -63,6 +64,7 @@ ADAPTERS = {
     "engine.docker": ("wiring",),
     "stores.s3": ("wiring",),
     "stores.s3_bucket": ("wiring",),
+    "stores.ebs": ("wiring",),
     "stores.local": ("wiring",),
     "stores.memory": (),
 }
@@ -72,8 +74,8 @@ THIRD_PARTY = {
     "docker": ("engine.docker",),
     "requests": ("engine.docker",),  # what `docker` raises; its dependency
     "urllib3": ("engine.docker", "stores.s3_errors"),  # what `docker` and `botocore` raise; their dependency
-    "boto3": ("stores.s3",),
-    "botocore": ("stores.s3", "stores.s3_errors"),
+    "boto3": ("stores.s3", "stores.ebs"),
+    "botocore": ("stores.s3", "stores.s3_errors", "stores.ebs"),
     "tenacity": ("stores.retrying",),
     "isal": ("archive", "stores", "jobs"),
     "xxhash": ("archive.copies",),

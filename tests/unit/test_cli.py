@@ -940,3 +940,23 @@ def test_a_reader_that_has_gone_gets_no_traceback(daemon: DaemonProcess, words: 
 
     assert done.returncode == 1
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize(("answer", "into"), [(b"y\n", "with its driver"), (b"n\n", "shop_data"), (b"\n", "shop_data")])
+def test_a_person_is_asked_whether_a_lost_volume_gets_its_driver_again(daemon: DaemonProcess, answer: bytes, into: str):
+    terminal = Terminal("restore", "latest", "lost", "--socket", daemon.socket)
+    asked = terminal.read(until=b"plain local volume) [y/N]")
+    assert "It was made with driver nfs." in asked
+    terminal.type(answer)
+    terminal.read(until=b"hold now? [y/N]")
+    terminal.type(b"y\n")
+    shown = terminal.read()
+    assert terminal.close() == 0
+    assert ("restored into with its driver" in shown) == (into == "with its driver")
+
+
+def test_without_a_terminal_a_lost_volume_gets_its_driver_only_by_the_flag(daemon: DaemonProcess):
+    plain = invoke(daemon, "restore", "latest", "lost", "--yes")
+    assert (plain.exit_code, "restored into" in plain.stdout) == (0, False)
+    wanted = invoke(daemon, "restore", "latest", "lost", "--with-driver", "--yes")
+    assert (wanted.exit_code, "restored into with its driver" in wanted.stdout) == (0, True)

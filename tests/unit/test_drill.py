@@ -30,7 +30,7 @@ from sidecar.jobs.ownership import Claimant
 from sidecar.model import Container, ContainerState
 from sidecar.report import DrillReport, Outcome
 from sidecar.stores.memory import MemoryStore
-from tests.unit.test_backup import PROJECT, Shop
+from tests.unit.shop import PROJECT, Shop
 from tests.unit.test_restore import flip
 
 STATE = "backup-state"

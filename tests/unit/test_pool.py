@@ -34,7 +34,8 @@ from sidecar.archive.pool import Chain, Part, Pool, Stretch, fingerprint
 from sidecar.archive.reader import read_blocks, read_lines
 from sidecar.archive.spool import SpoolSpace
 from sidecar.archive.writer import write_archive
-from tests.unit.trees import edit, edits, no_descriptor_left, tick
+from tests.unit.edits import edit, edits, tick
+from tests.unit.trees import no_descriptor_left
 
 HOUR_NS = 3600 * 10**9
 EXT4 = 0xEF53

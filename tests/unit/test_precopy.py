@@ -30,7 +30,8 @@ from sidecar.archive.copies import CHUNK, Copies, another_round
 from sidecar.archive.entry import Kind
 from sidecar.archive.spool import SpoolSpace
 from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
-from tests.unit.trees import edit, edits, no_descriptor_left, punch_hole, tick
+from tests.unit.edits import edit, edits, punch_hole, tick
+from tests.unit.trees import no_descriptor_left
 
 MEBIBYTE = 1024 * 1024
 HOUR_NS = 3600 * 10**9

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sidecar import sets
-from sidecar.archive.unpack import STAGING
+from sidecar.archive.unpack import GO, STAGING
 from sidecar.engine.deadman import DeadMan
 from sidecar.engine.journal import Journal
 from sidecar.engine.recovery import recover
@@ -27,6 +27,7 @@ from sidecar.errors import (
     Interrupted,
     NoRoom,
     NotFound,
+    RestoreFailed,
     RestoreRefused,
     SetInvalid,
     SidecarError,
@@ -48,7 +49,8 @@ from sidecar.model import ContainerState
 from sidecar.report import Outcome, RestoreReport, RunReport
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Store
-from tests.unit.test_backup import Shop
+from tests.contract.fake_engine import FakeHelper
+from tests.unit.shop import Shop
 
 MEBIBYTES = 20  # of `db`, so that it takes several blocks
 
@@ -208,7 +210,6 @@ def test_a_volume_that_is_gone_is_made_with_its_labels(loss: Loss) -> None:
     for name in ("db", "files"):
         loss.engine.remove(name)
     assert loss.engine.remove_volume("files")
-    shutil.rmtree(loss.data("files").parent)
     report = loss.restore("files")
     assert report.outcome is Outcome.GOOD
     assert [v.created for v in report.volumes] == [True]
@@ -323,16 +324,83 @@ def test_who_must_not_be_stopped_is_found_before_anything_is_fetched(loss: Loss,
     assert not [progress for progress in loss.progress if progress.phase == "restoring"]
 
 
+class Special:
+    """The volume `files` is lost, and had a driver with options, of which the set tells."""
+
+    def __init__(self, loss: Loss, driver: str = "local", **options: str) -> None:
+        self.loss = loss
+        store, key = loss.stores["memory"], sets.manifest_key(loss.set)
+        manifest = sets.Manifest.from_json(read_document(store, key), where=key)
+        volumes = tuple(
+            replace(v, driver=driver, options=sets.without_secrets(options), labels={"kept": "yes"})
+            for v in manifest.volumes
+        )
+        store.put(key, replace(manifest, volumes=volumes).to_json())
+        loss.engine.remove("files")
+        assert loss.engine.remove_volume("files")
+
+    def made(self) -> tuple[str, dict[str, str], dict[str, str]] | None:
+        found = [each for each in self.loss.engine.volumes() if each.name == "files"]
+        return (found[0].driver, dict(found[0].options), dict(found[0].labels)) if found else None
+
+
+def test_the_stream_takes_the_short_way_where_the_volumes_can_be_seen(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.passage.VOLUMES_TARGET", str(loss.engine.directory))
+    carried: list[bytes] = []
+    send = FakeHelper.send
+    monkeypatch.setattr(FakeHelper, "send", lambda self, data: (carried.append(bytes(data)), send(self, data))[1])
+    assert loss.restore().outcome is Outcome.GOOD
+    assert loss.now() == loss.wanted
+    assert set(carried) == {GO}
+    loss.assert_nothing_is_left()
+
+
 def test_a_volume_of_a_driver_is_not_made_by_guess(loss: Loss) -> None:
-    store, key = loss.stores["memory"], sets.manifest_key(loss.set)
-    manifest = sets.Manifest.from_json(read_document(store, key), where=key)
-    volumes = tuple(replace(v, options={"type": "nfs"}) for v in manifest.volumes)
-    store.put(key, replace(manifest, volumes=volumes).to_json())
-    loss.engine.remove("files")
-    assert loss.engine.remove_volume("files")
-    with pytest.raises(RestoreRefused, match="was made with driver local and options"):
-        loss.restore("files")
-    assert "files" not in [volume.name for volume in loss.engine.volumes()]
+    """Its options may lead to what another host uses: a plain volume, which is said before anything is done."""
+    special = Special(loss, type="nfs", device=":/export")
+    plan, _ = plan_restore(Wish("latest", ("files",)), loss.tools())
+    (warning,) = plan.warnings
+    assert "volume files was made with driver local and options device=:/export, type=nfs" in warning
+    assert "here it becomes a plain local volume (--with-driver: as it was)" in warning
+    assert loss.restore("files").outcome is Outcome.GOOD
+    assert special.made() == ("local", {}, {"kept": "yes"})
+    assert loss.found("files") == loss.wanted["files"]
+
+
+def test_a_volume_is_made_with_its_driver_and_options_where_that_is_wanted(loss: Loss) -> None:
+    special = Special(loss, "rclone", remote="a:b")
+    plan, _ = plan_restore(Wish("latest", ("files",), drivers=True), loss.tools())
+    assert plan.warnings == ()
+    assert loss.restore("files", drivers=True).outcome is Outcome.GOOD
+    assert special.made() == ("rclone", {"remote": "a:b"}, {"kept": "yes"})
+    assert loss.found("files") == loss.wanted["files"]
+
+
+def test_a_volume_whose_options_held_a_password_cannot_be_made_with_them(loss: Loss) -> None:
+    special = Special(loss, type="cifs", o="username=me,password=secret")
+    with pytest.raises(RestoreRefused, match="what looks like a password is never recorded") as refused:
+        loss.restore("files", drivers=True)
+    assert "leave out --with-driver" in refused.value.hint
+    assert special.made() is None
+    assert loss.restore("files").outcome is Outcome.GOOD
+    assert special.made() == ("local", {}, {"kept": "yes"})
+
+
+def test_as_a_new_volume_it_is_always_a_plain_one(loss: Loss) -> None:
+    Special(loss, type="nfs")
+    plan, _ = plan_restore(Wish("latest", ("files",), into="then", drivers=True), loss.tools())
+    assert (plan.volumes[0].driver, plan.volumes[0].options, plan.warnings) == ("local", {}, ())
+
+
+def test_a_volume_that_was_just_made_and_leads_to_data_is_left_alone(loss: Loss) -> None:
+    Special(loss, type="nfs")
+    theirs = loss.engine.data("files") / "theirs"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"of somebody")
+    with pytest.raises(RestoreFailed, match="holds 'theirs' and 0 more already, of which there is no backup"):
+        loss.restore("files", drivers=True)
 
 
 def test_an_engine_that_lets_no_container_start_is_said(loss: Loss) -> None:
@@ -367,6 +435,27 @@ def test_someone_who_comes_to_use_the_volume_meanwhile_ends_it_before_anything_i
     assert loss.now() == loss.ruined
     assert loss.engine.state("db") is ContainerState.RUNNING
     loss.assert_nothing_is_left()
+
+
+def test_a_monitor_that_has_all_of_the_host_is_no_newcomer_to_a_volume_that_is_made(loss: Loss) -> None:
+    loss.engine.run("monitor", binds={"/": "/host"}, read_only=True)
+    report = loss.restore("db", into="db_then")
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert loss.found("db_then") == loss.wanted["db"]
+    assert loss.engine.state("monitor") is ContainerState.RUNNING
+
+
+def test_someone_who_takes_a_volume_that_is_made_before_it_is_restored_ends_it(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.delivery.FAREWELL", 0.2)  # how long its removal is tried
+
+    def follow(progress: Progress) -> None:
+        if progress.phase == "restoring":
+            loss.engine.run("newcomer", volumes={"db_then": "/d"})
+
+    with pytest.raises(SidecarError, match="newcomer was started meanwhile"):
+        loss.restore("db", into="db_then", follow=follow)
 
 
 def test_a_container_that_cannot_be_stopped_leaves_all_running_and_unchanged(loss: Loss) -> None:

@@ -27,6 +27,7 @@ from sidecar.stores.bucket import Version
 from sidecar.stores.local import LocalStore
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Pending, Stored
+from sidecar.stores.snapshots import Snapshot
 from tests.contract.fake_engine import FakeEngine
 
 NOW = datetime(2026, 1, 3, tzinfo=UTC)
@@ -413,6 +414,7 @@ def test_the_verb_needs_neither_daemon_nor_engine_and_leaves_with_3_because_it_c
     no_settings.setenv("BACKUP_LOCAL_DIR", f"{tmp_path}/sets")
     no_settings.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
 
+    no_settings.setenv("AWS_EC2_METADATA_DISABLED", "true")
     words = CliRunner().invoke(main, ["scan"])
     document = CliRunner().invoke(main, ["scan", "--json"])
 
@@ -422,7 +424,10 @@ def test_the_verb_needs_neither_daemon_nor_engine_and_leaves_with_3_because_it_c
     assert "not looked at: the volumes of this host: there is no Docker socket" in words.stdout
     assert words.stdout.splitlines()[-1].startswith("The newest backup that can be recovered: db of 2026-01-02 03:00")
     told = json.loads(document.stdout)
-    assert set(told) == {"outcome", "found", "conclusion", "newest", "findings", "unseen"}
+    assert set(told) == {"outcome", "found", "conclusion", "newest", "findings", "unseen", "remarks"}
+    (remark,) = told["remarks"]
+    assert "this is no EC2 instance" in remark
+    assert f"{remark}\n" in words.stdout
     assert (told["outcome"], told["found"]) == ("partial", True)
     (found,) = told["findings"]
     assert (found["kind"], found["proven"], found["bytes"], found["commands"]) == ("set", True, 10, [command])
@@ -487,3 +492,44 @@ def test_a_name_from_the_bucket_does_not_drive_the_terminal(loss: Loss) -> None:
     text = said(loss.scan())
     assert not {"\x1b", "\x07"} & set(text)
     assert r"--host $'\x1b\x5b\x33\x31\x6d" in text
+
+
+# --- Amazon's disks --------------------------------------------------------------------------------------------------
+
+
+def only_amazon(look: Callable[[], list[Snapshot] | None]) -> Salvage:
+    engine = FakeEngine()
+
+    def nothing(_: object) -> Discovery:
+        raise EngineUnreachable("there is no engine")
+
+    return scan(Grounds({}, engine=lambda: engine, discovery=nothing, now=NOW, snapshots=look))
+
+
+def test_snapshots_of_this_machines_disks_are_found_with_the_commands_that_make_disks_of_them() -> None:
+    snapshot = Snapshot("snap-1", "vol-1", "/dev/xvda", "i-1", "eu-west-1", "eu-west-1a", NOW, 8 << 30)
+    salvage = only_amazon(lambda: [snapshot])
+    (found,) = salvage.findings
+    assert found.kind is Kind.SNAPSHOT
+    assert found.what == "EBS snapshot snap-1 of this machine's disk vol-1 (/dev/xvda, 8 GiB)"
+    assert found.commands == (
+        "aws ec2 --region eu-west-1 create-volume --availability-zone eu-west-1a --snapshot-id snap-1",
+        "aws ec2 --region eu-west-1 attach-volume --instance-id i-1 --device /dev/sdf --volume-id VOLUME",
+    )
+    assert not found.as_json(NOW)["proven"]
+    assert "EBS snapshot snap-1" in salvage.conclusion
+    assert salvage.remarks == ()
+
+
+def test_off_amazon_one_line_says_so_and_an_amazon_that_does_not_permit_it_is_something_not_looked_at() -> None:
+    elsewhere = only_amazon(lambda: None)
+    assert "no EC2 instance" in elsewhere.remarks[0]
+    assert [each.place for each in elsewhere.unseen] == ["the volumes of this host"]
+
+    def denied() -> list[Snapshot]:
+        raise StoreDenied("EC2 in eu-west-1 does not permit it", hint="grant it")
+
+    refused = only_amazon(denied)
+    assert refused.remarks == ()
+    assert ("EBS snapshots of this machine's disks", "grant it") in [(each.place, each.hint) for each in refused.unseen]
+    assert refused.outcome == "partial"

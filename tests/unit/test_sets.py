@@ -584,6 +584,38 @@ def test_the_commands_of_recover_txt_restore_every_volume_from_the_directory_it_
 
 
 @pytest.mark.parametrize("base", ["s3://bucket/p", "/data/backups"])
+def test_by_the_commands_of_recover_txt_one_file_is_found_and_restored_and_no_other(
+    bucket: Path, tmp_path: Path, base: str
+) -> None:
+    manifest = a_manifest(a_volume("db"))
+    archive = bucket / "p" / manifest.volumes[0].archive.key
+    archive.parent.mkdir(parents=True)
+    source, target = tmp_path / "source", tmp_path / "restored"
+    for directory in (source / "a directory", target):
+        directory.mkdir(parents=True)
+    for name in ("wanted", "not wanted", "a directory/it's wanted too"):
+        (source / name).write_text(name)
+    subprocess.run(["tar", "-czf", archive, "-C", source, "."], check=True)
+    text = sets.recover_text(manifest, base=base, endpoint=None)
+    where, listing, one = [
+        each.replace("VOLUME", "db") for each in commands(text) if re.search("SET=|-tzf|PATH$", each)
+    ]
+
+    def run(*script: str) -> str:
+        path = f"{tmp_path}/bin:{os.defpath}"
+        done = shell("\n".join((where, *script)), archive.parent, DIR=str(target), PATH=path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    listed = run(listing).splitlines()
+    for path in ("./wanted", "./a directory/it's wanted too"):
+        assert path in listed
+        run(one.replace("PATH", shlex.quote(path)))
+    found = {str(path.relative_to(target)): path.read_text() for path in target.rglob("*") if path.is_file()}
+    assert found == {name: name for name in ("wanted", "a directory/it's wanted too")}
+
+
+@pytest.mark.parametrize("base", ["s3://bucket/p", "/data/backups"])
 def test_the_check_of_recover_txt_says_whole_for_a_whole_archive_and_nothing_for_a_torn_one(
     bucket: Path, tmp_path: Path, base: str
 ) -> None:

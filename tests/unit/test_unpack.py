@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sidecar.archive import unpack
-from sidecar.archive.unpack import GO, LEAVE, STAGING, Expected, Word, restore_into, settle
+from sidecar.archive.unpack import GO, LEAVE, STAGING, STREAM, Expected, Word, restore_into, settle
 from sidecar.errors import NoRoom, RestoreFailed
 
 OLD = {"kept.txt": b"old", "d/deep": b"old too", "only-old": b"x"}
@@ -97,6 +97,44 @@ def test_the_volume_becomes_what_arrived_and_its_root_with_it(volume: Path, stre
     facts = volume.stat()
     assert (facts.st_mode & 0o7777, facts.st_mtime_ns) == (0o750, 1_234_567_890_123_456_789)
     assert {name: os.getxattr(volume, name) for name in os.listxattr(volume)} == {"user.colour": b"blue"}
+
+
+def through_the_fifo(root: Path, data: bytes, *, length: int, last: bytes) -> Words:
+    """What it says to one who sends the stream through the FIFO, and then `last` on standard input, and is gone."""
+    reader, writer = os.pipe()
+    words = Words()
+
+    def say(word: Word, **_: str) -> None:
+        words.append(word)
+        if word is Word.READY:
+            stream = os.open(root / STAGING / STREAM, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(stream, True)
+            feeder = threading.Thread(target=lambda: (os.write(stream, data), os.close(stream)))
+            feeder.start()
+        elif word is Word.UNPACKED:
+            assert not (root / STAGING / STREAM).exists()
+            os.write(writer, last)
+            os.close(writer)
+
+    try:
+        restore_into(str(root), Expected(length, 5), reader, say)
+    finally:
+        os.close(reader)
+    return words
+
+
+def test_through_the_fifo_it_is_the_same(volume: Path, stream: bytes) -> None:
+    assert through_the_fifo(volume, stream, length=len(stream), last=LEAVE)[-1] is Word.AS_IT_WAS
+    assert found(volume) == OLD
+    words = through_the_fifo(volume, stream, length=len(stream), last=GO)
+    assert words == [Word.READY, Word.UNPACKED, Word.EXCHANGED]
+    assert found(volume) == NEW
+
+
+def test_a_fifo_whose_sender_has_gone_early_changes_nothing(volume: Path, stream: bytes) -> None:
+    with pytest.raises(RestoreFailed, match=r"ended after|tar ended"):
+        through_the_fifo(volume, stream[:4000], length=len(stream), last=b"")
+    assert found(volume) == OLD
 
 
 def test_nothing_changes_before_the_word_to_go(volume: Path, stream: bytes) -> None:

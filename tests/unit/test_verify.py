@@ -31,7 +31,7 @@ from sidecar.sets import How, Marks, Verified
 from sidecar.stores.local import LocalStore
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Store, Stored, StoredSource
-from tests.unit.test_backup import Shop
+from tests.unit.shop import Shop
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 SET, NEWER = "backup-20260102_030400", "backup-20260102_030401"
