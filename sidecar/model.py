@@ -53,6 +53,7 @@ class Container:
     other containers reach it. published: the host's TCP ports that lead into it. network: `HostConfig.NetworkMode`
     (`container:ID` shares that container's network). stop_timeout: the seconds its owner grants it to stop by itself.
     health_check: whether the engine asks it, again and again, how it is. memory: its limit in bytes, 0 for none.
+    next_check: when the engine begins to ask it next, in seconds since 1970; None where that is not known.
     """
 
     id: str
@@ -71,6 +72,7 @@ class Container:
     stop_timeout: int = 10
     health_check: bool = False
     memory: int = 0
+    next_check: float | None = field(default=None, compare=False)
 
     @property
     def project(self) -> str:

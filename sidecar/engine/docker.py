@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -62,6 +63,8 @@ SOCKET = "unix:///var/run/docker.sock"
 EVENTS_KEPT = 256
 # Often enough for 256 events a second.
 EVENTS_EVERY = 1.0
+
+_CHECKED_EVERY = 30 * 10**9  # nanoseconds: the engine's default
 
 # Seconds between two looks whether a command in a container has ended, or need not be waited for any more.
 LOOK_EVERY = 0.05
@@ -774,7 +777,19 @@ def _container(facts: Mapping[str, Any]) -> Container:
         stop_timeout=10 if stop_timeout is None else stop_timeout,
         health_check=likeness.has_health_check(configuration),
         memory=host.get("Memory") or 0,
+        next_check=_next_check(state, configuration) if likeness.has_health_check(configuration) else None,
     )
+
+
+def _next_check(state: Mapping[str, Any], configuration: Mapping[str, Any]) -> float | None:
+    """When the engine begins the next health check: its interval after the end of the last (moby, daemon/health.go)."""
+    checks = (state.get("Health") or {}).get("Log") or ()
+    last = checks[-1]["End"] if checks else state["StartedAt"]
+    interval = (configuration.get("Healthcheck") or {}).get("Interval") or _CHECKED_EVERY
+    try:
+        return datetime.fromisoformat(last).timestamp() + interval / 1e9
+    except ValueError:
+        return None
 
 
 def _condition(facts: Mapping[str, Any]) -> Condition:

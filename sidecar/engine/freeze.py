@@ -54,6 +54,11 @@ QUIESCE_LABEL = "backup.quiesce"
 SETTLING = 5.0
 TRYING = 5.0
 LANDING = 5.0
+# A health check that begins while its container is paused hangs, and the engine with it (rescue.py): nobody is frozen
+# so shortly before one begins, nor so shortly after. Checked more often than that, it is frozen nevertheless.
+BEFORE_A_CHECK = 0.3
+AFTER_A_CHECK = 0.7
+AWAITING_A_CHECK = 3.0
 # How late the guard may notice a cancelled run or a spent budget.
 GUARD_EVERY = 0.02
 # A container that does not answer must not keep those behind it frozen for longer than this.
@@ -109,6 +114,7 @@ def freeze(
     stage: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    wall: Callable[[], float] = time.time,
 ) -> Iterator[Frozen]:
     """Freeze `containers` (a group's dependents, stopped ones too) for the block, for at most `budget` seconds.
 
@@ -124,6 +130,7 @@ def freeze(
     recover(journal, engine, emit, clock=clock, sleep=sleep)
     with engine.watch() as watch:
         scene = _survey(engine, containers, quiesce, budget, clock=clock, sleep=sleep)
+        _await_checks(engine, scene, clock=clock, sleep=sleep, wall=wall)
         if scene.holds:
             journal.begin(run=run, group=group, frozen=[_intent(hold) for hold in scene.holds])
         terms = _Terms(group, budget, cancelled, clock, sleep, emit)
@@ -537,6 +544,32 @@ def _survey(
             as_found.append(now)
     steps = tuple(tuple(_Hold(engine, clock, c, quiesce(c)) for c in step) for step in freeze_order(running))
     return _Scene(around, frozenset(c.id for c in containers), steps, tuple(as_found), unfrozen)
+
+
+def _await_checks(
+    engine: Engine,
+    scene: _Scene,
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    wall: Callable[[], float],
+) -> None:
+    """Wait for a moment in which no health check of those that will be paused begins."""
+    until = clock() + AWAITING_A_CHECK
+    waiting = [hold.before for hold in scene.holds if hold.action is Quiesce.PAUSE]
+    while waiting and clock() < until:
+        near = [each for each in waiting if _is_near_check(each.next_check, wall())]
+        if not near:
+            return
+        sleep(0.05)
+        try:
+            waiting = [engine.container(each.id) for each in waiting]
+        except ContainerGone:  # its freeze will say so
+            return
+
+
+def _is_near_check(begins: float | None, now: float) -> bool:
+    return begins is not None and begins - BEFORE_A_CHECK <= now <= begins + AFTER_A_CHECK
 
 
 def _settled(

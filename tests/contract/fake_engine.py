@@ -396,6 +396,12 @@ class FakeEngine:
         with self._turn:
             self._die(self._find(name).id)
 
+    def check_health_at(self, name: str, moment: float | None) -> None:
+        """The engine begins its next health check then, in seconds since 1970."""
+        with self._turn:
+            container = self._find(name)
+            self._containers[container.id] = replace(container, next_check=moment)
+
     def crash_loop(self, name: str) -> None:
         """Its process has ended, and the engine is about to start it again."""
         with self._turn:

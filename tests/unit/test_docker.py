@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -330,3 +331,46 @@ def test_whoever_else_mounts_the_engines_own_socket_does_not_carry_our_connectio
     backup, portainer = container("backup", mounts=(socket,)), container("portainer", mounts=(socket,))
     assert not serves_engine(portainer, "unix:///var/run/docker.sock", backup)
     assert not serves_engine(portainer, "unix:///var/run/docker.sock")
+
+
+# --- health checks ---------------------------------------------------------------------------------------------------
+
+
+def inspection(*, health: object, check: object) -> dict[str, object]:
+    """What GET /containers/ID/json answers, as far as we read it."""
+    return {
+        "Id": "1" * 64,
+        "Name": "/db",
+        "Image": "sha256:1",
+        "Mounts": [],
+        "State": {"Status": "running", "StartedAt": "2026-01-02T03:00:00.5Z", "Pid": 7, "Health": health},
+        "Config": {"Image": "postgres", "Labels": {}, "Hostname": "db", "Healthcheck": check},
+        "HostConfig": {"AutoRemove": False, "NetworkMode": "none"},
+        "NetworkSettings": {"Networks": {}},
+    }
+
+
+THREE = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("health", "check", "begins"),
+    [
+        (None, None, None),
+        (None, {"Test": ["NONE"]}, None),
+        ({"Log": []}, {"Test": ["CMD", "true"], "Interval": 5 * 10**9}, THREE + 5.5),
+        ({"Log": None}, {"Test": ["CMD", "true"]}, THREE + 30.5),
+        (
+            {"Log": [{"End": "2026-01-02T03:00:10Z"}, {"End": "2026-01-02T04:00:20.123456789+01:00"}]},
+            {"Test": ["CMD-SHELL", "true"], "Interval": 10 * 10**9},
+            THREE + 30.123456,
+        ),
+        ({"Log": [{"End": "?"}]}, {"Test": ["CMD", "true"]}, None),
+    ],
+)
+def test_when_the_next_health_check_begins_is_an_interval_after_the_end_of_the_last(
+    impostor: Impostor, health: object, check: object, begins: float | None
+) -> None:
+    impostor.answers["GET /containers/db/json"] = (200, inspection(health=health, check=check))
+    found = impostor.engine().container("db").next_check
+    assert found == (begins if begins is None else pytest.approx(begins, abs=1e-5))

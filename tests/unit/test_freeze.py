@@ -290,6 +290,40 @@ def test_a_container_that_restarts_is_waited_for(bench: Bench) -> None:
     assert not bench.engine.unfired
 
 
+@pytest.mark.parametrize("begins_in", [0.2, 0.0, -0.5])
+def test_nobody_is_frozen_in_the_moment_in_which_a_health_check_begins(bench: Bench, begins_in: float) -> None:
+    bench.app("db")
+    bench.app("web")
+    moment = bench.clock.now + begins_in
+    bench.engine.check_health_at("db", moment)
+    with bench.freeze(wall=bench.clock):
+        assert 0.7 < bench.clock.now - moment < 1
+        assert bench.states("db", "web") == [PAUSED, PAUSED]
+
+
+@pytest.mark.parametrize("begins_in", [5.0, -5.0, None])
+def test_far_from_a_health_check_nobody_waits(bench: Bench, begins_in: float | None) -> None:
+    bench.app("db")
+    began = bench.clock.now
+    bench.engine.check_health_at("db", None if begins_in is None else began + begins_in)
+    with bench.freeze(wall=bench.clock):
+        assert bench.clock.now == began
+
+
+def test_a_container_that_is_checked_all_the_time_is_frozen_nevertheless(bench: Bench) -> None:
+    bench.app("db")
+    began = bench.clock.now
+    bench.engine.check_health_at("db", began)
+
+    def wall() -> float:
+        bench.engine.check_health_at("db", bench.clock.now)
+        return bench.clock.now
+
+    with bench.freeze(wall=wall):
+        assert 3 <= bench.clock.now - began < 4
+        assert bench.states("db") == [PAUSED]
+
+
 def test_a_container_that_keeps_restarting_fails_the_freeze_and_nothing_is_touched(bench: Bench) -> None:
     bench.app("db")
     bench.app("loop")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +16,10 @@ from isal import isal_zlib
 
 from sidecar.archive import filesystem, packer
 from sidecar.errors import StoreUnreachable
+from sidecar.jobs.ownership import Claimant
+from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.report import Outcome, RunReport
+from sidecar.sets import How
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Capabilities, Stored
 from tests.unit.shop import Shop
@@ -94,6 +98,23 @@ def test_what_has_not_changed_is_neither_read_nor_sent_again(shop: Shop) -> None
         assert volume.bytes_uploaded < 1000
         assert volume.bytes_uploaded + volume.bytes_reused == volume.archive_bytes
     assert refusals(shop) == []
+
+
+def test_an_archive_with_blocks_of_another_is_verified_like_any(shop: Shop) -> None:
+    shop.run()
+    next_day(shop)
+    (shop.data("db") / "new").write_bytes(b"new")
+    second = shop.run()
+    assert reused(second)["db"] > 20_000
+    tools = VerifyTools(
+        stores=shop.stores,
+        claimant=Claimant(shop.engine.identity().id, "shop-host", "backup-state", lambda _: None),
+        threads=2,
+        emit=shop.emit,
+        now=shop.tick,
+    )
+    report = verify("latest", How.FULL, tools, lambda _: None, threading.Event())
+    assert (report.set, report.outcome) == (second.set, Outcome.GOOD), report
 
 
 def test_an_archive_stays_whole_when_those_that_it_was_made_of_are_deleted(shop: Shop) -> None:
