@@ -35,8 +35,8 @@ class Parcel:
     """One object on its way to one store; nothing happens any more once its store has failed.
 
     Its parts are those of a pool, put or copied before it is known which of them will belong to the object, then those
-    made of what is delivered. A store that cannot leave parts out, or wants them equal, gets the pool's when they are
-    kept.
+    made of what is delivered. defers: a store that cannot leave parts out, or wants them equal, gets the pool's when
+    they are kept.
     """
 
     def __init__(self, owner: Consignment, key: str, expected: int, upload: PooledUpload | None) -> None:
@@ -49,11 +49,7 @@ class Parcel:
         self._next = 1
         self._numbers: list[int] = []
         self._source: Stored | None = None
-
-    @property
-    def defers(self) -> bool:
-        """Whether the store gets no part before it is known to belong to the object."""
-        return not self._limits.leaves_parts_out or self._limits.equal_parts
+        self.defers = owner.defers
 
     def put_part(self, part: Part, data: bytes) -> None:
         """Send a part of the pool; blocks while the store is slower than we are."""
@@ -109,7 +105,20 @@ class Parcel:
         """Complete the object; size and crc32 are what it must be. The store has vouched for it when this returns."""
 
         def complete(upload: PooledUpload) -> None:
-            stored = upload.complete(self._numbers)
+            try:
+                stored = upload.complete(self._numbers)
+            except ChecksumMismatch:
+                raise
+            except StoreError as error:
+                if upload.parts <= set(self._numbers):
+                    raise
+                self.drop()
+                self._owner.defers = True
+                raise ReuseFailed(
+                    f"store {self._owner.store.name} does not complete an object without all parts that it was sent: "
+                    f"{error.message}",
+                    hint="nothing to do: it gets each part later now",
+                ) from error
             self._upload = None
             # The store and we agree on what was sent; that it is what was compressed is the last link of the chain.
             vouched = stored.checksum if stored.checksum.startswith("crc32:") else f"crc32:{crc32:08x}"
@@ -164,7 +173,7 @@ def _put(number: int, data: bytes, upload: PooledUpload) -> None:
 
 
 class Consignment:
-    """Objects of one set in one store.
+    """Objects of one set in one store. defers: as of its parcels, those that are begun from now on.
 
     Leaving the `with` block without `commit` aborts the uploads under way and removes what was stored: without its
     manifest nothing of it counts, so this only saves space.
@@ -175,6 +184,7 @@ class Consignment:
         self.error: StoreError | None = None
         self.committed = False
         self.bytes_uploaded = 0
+        self.defers = not store.capabilities.leaves_parts_out or store.capabilities.equal_parts
         self._emit = emit
         self._threads = threads
         self._room = threading.Semaphore(threads)

@@ -69,6 +69,12 @@ class PooledUpload(AbortingUpload):
         return self._uploaded
 
     @property
+    def parts(self) -> set[int]:
+        """The numbers of the parts that the store has taken so far."""
+        with self._lock:
+            return set(self._parts)
+
+    @property
     def bytes_copied(self) -> int:
         """Bytes of the parts that have been copied inside the store so far."""
         return self._copied

@@ -169,6 +169,43 @@ def test_a_store_that_can_less_gets_whole_archives_too(shop: Shop, limits: Capab
     assert bool(refusals(shop)) == (not copies)
 
 
+def test_a_store_that_wants_all_parts_after_all_is_found_out_and_gets_them_later(shop: Shop) -> None:
+    """As Ceph does, which nothing tells apart from others beforehand."""
+
+    class Strict(Bucket):
+        said = ALL
+
+        @property
+        def capabilities(self) -> Capabilities:
+            return self.said
+
+        def begin(self, key: str, **options: Any) -> Any:
+            upload = super().begin(key, **options)
+            complete = upload.complete
+
+            def strictly(numbers: Any, **expected: Any) -> Stored:
+                self.said = replace(ALL, leaves_parts_out=False)
+                try:
+                    return complete(numbers, **expected)
+                finally:
+                    self.said = ALL
+
+            upload.complete = strictly  # type: ignore[method-assign]
+            return upload
+
+    shop.stores = {"s3": Strict(name="s3", off_host=True)}
+
+    def change(progress: Any) -> None:
+        if progress.phase == "freezing":
+            (shop.data("db") / "3").write_bytes(b"changed while it was sent")
+
+    report = shop.run(follow=change)
+    assert_whole(shop, report)
+    (anew,) = shop.of("group_begun_anew")
+    assert "without all parts" in anew["error"]
+    assert list(shop.stores["s3"].pending()) == []
+
+
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "replaced", "longer"])
 def test_an_earlier_archive_that_is_not_what_it_was_is_noticed_before_anything_is_copied(
     shop: Shop, damage: str
