@@ -44,8 +44,11 @@ def find_archive(store: Store, volume: SetVolume, wanted: Callable[[bytes], Extr
     wanted: says of an index (the whole object) what to take. Raises ArchiveDamaged, SetInvalid, StoreError.
     """
     index = proven_index(store, volume)
-    stored = described_archive(store, volume, (each.block for each in read_blocks(index)))
-    return Archive(store, stored, wanted(index))
+    extract = wanted(index)
+    blocks: Iterable[Block] = [piece.block for piece in extract.pieces]
+    if sum(block.length for block in blocks) != volume.archive.size:  # not all of it is wanted
+        blocks = (each.block for each in read_blocks(index))
+    return Archive(store, described_archive(store, volume, blocks), extract)
 
 
 def proven_index(store: Store, volume: SetVolume) -> bytes:

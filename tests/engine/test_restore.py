@@ -145,6 +145,16 @@ def test_what_was_destroyed_comes_back_as_it_was_and_its_users_run_again(sidecar
     assert [each["outcome"] for each in sidecar.events("restore_finished")][-1] == "good"
 
 
+def test_the_stream_goes_past_the_engine_through_a_fifo_in_the_volume(sidecar: Sidecar, shop: Shop) -> None:
+    script = (
+        "i=0; until ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q volume-backup-restore/stream; do "
+        "i=$((i + 1)); [ $i -lt 2000 ] || exit 1; sleep 0.01; done"
+    )
+    seen = Run(["exec", sidecar.name, "sh", "-c", script])
+    restore(sidecar, "latest", shop.data, "--no-safety")
+    assert seen.end().code == 0
+
+
 def test_one_volume_of_the_set_is_restored_alone(sidecar: Sidecar, shop: Shop) -> None:
     report = restore(sidecar, shop.set_name, shop.more)
     assert [each["volume"] for each in report["volumes"]] == [shop.more]
