@@ -49,8 +49,9 @@ test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it inst
 	@$(MACHINE)/ceph-packages
 	@$(PYTHON) -m pytest tests/contract -m ceph
 
-bench: image ## how long an application stands still for its backup, and how fast it comes back (docs/PERFORMANCE.md)
+bench: image ## how long an application stands still, how fast backups and restores are beside others (docs/PERFORMANCE.md)
 	@tests/bench/pause
+	@tests/bench/backup
 	@tests/bench/restore
 
 check: venv ## lint, formatting, types, the architecture's arrows

@@ -11,7 +11,7 @@ volumes_directory=$(docker info --format '{{.DockerRootDir}}')/volumes
 s3=(--env AWS_ACCESS_KEY_ID=bench-access-key --env AWS_SECRET_ACCESS_KEY=bench-secret-key --env AWS_REGION=us-east-1)
 
 clean() {
-    docker rm --force --volumes "$mark-s3" "$mark-host" "$mark-backup" >/dev/null 2>&1 || true
+    docker rm --force --volumes "$mark-s3" "$mark-host" "$mark-other" "$mark-backup" >/dev/null 2>&1 || true
     docker volume ls --quiet --filter "name=^$mark-" | xargs --no-run-if-empty docker volume rm >/dev/null 2>&1 || true
     docker network rm "$mark" >/dev/null 2>&1 || true
     rm -rf "$work"
@@ -27,13 +27,16 @@ start_s3() { # an S3 server with the bucket `bench`, as s3:8333 on the network $
     until docker exec "$mark-s3" test -e /tmp/ready; do sleep 0.2; done
 }
 
-start_host() { # start_host OPTION...: aws, tar, pigz, restic, python3; OPTIONs of docker run mount volumes
-    printf '%s\n' 'FROM local/demo-host' \
-        'RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends restic pigz && rm -rf /var/lib/apt/lists/*' \
-        >"$work/Dockerfile"
-    build_image local/bench-peers "$work"
-    docker run --detach --init --name "$mark-host" --network "$mark" "${s3[@]}" --env AWS_DEFAULT_REGION=us-east-1 \
-        --env RESTIC_PASSWORD=bench "$@" local/bench-peers sleep infinity >/dev/null
+start_host() { # start_host NAME OPTION...: aws, tar, pigz, restic, python3; OPTIONs of docker run mount volumes
+    if ! docker image inspect local/bench-peers >/dev/null 2>&1; then
+        printf '%s\n' 'FROM local/demo-host' \
+            'RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends restic pigz && rm -rf /var/lib/apt/lists/*' \
+            >"$work/Dockerfile"
+        build_image local/bench-peers "$work"
+    fi
+    docker run --detach --init --name "$mark-$1" --network "$mark" "${s3[@]}" --env AWS_DEFAULT_REGION=us-east-1 \
+        --env RESTIC_REPOSITORY=s3:http://s3:8333/bench/restic --env RESTIC_PASSWORD=bench "${@:2}" \
+        local/bench-peers sleep infinity >/dev/null
 }
 
 on_host() { docker exec --interactive "$mark-host" bash -euo pipefail -c "$@"; }
