@@ -5,15 +5,22 @@ writing. Sizes are bounded, so it can go on for hours. Usage: python3 writers.py
 """
 
 import contextlib
+import ctypes
 import mmap
 import os
 import random
 import struct
 import sys
+import time
 from collections.abc import Callable
 
 FILES = 120
 LARGE = 4 << 20
+OLD_DIRECTORIES = 40
+OLD_FILES = 50  # in each
+OLD_BYTES = 30_000  # of each; 60 MB in all, which cannot be compressed
+PAGE = 4096
+PUNCH_HOLE_KEEP_SIZE = 3
 
 
 class Steps:
@@ -113,10 +120,82 @@ def mapped_file(directory: str) -> None:
                 memory[(place := numbers.randrange(LARGE - 8)) : place + 8] = struct.pack("<Q", step)
 
 
+def old_files(directory: str) -> None:
+    """Many files that nobody touches, but a few a second in two directories, in every way there is."""
+    numbers = random.Random()
+    steps = Steps(directory)
+    steps.add()
+    for number in range(OLD_DIRECTORIES * OLD_FILES):
+        folder = os.path.join(directory, f"{number // OLD_FILES:02d}")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, f"{number % OLD_FILES:02d}"), "wb") as file:
+            file.write(numbers.randbytes(OLD_BYTES))
+    # Sector by sector, past the page cache, from a page of its own.
+    direct = mmap.mmap(-1, PAGE)
+    libc = ctypes.CDLL(None)
+    while True:
+        step = steps.add()
+        folder = os.path.join(directory, f"{numbers.randrange(2):02d}")
+        path = os.path.join(folder, f"{numbers.randrange(OLD_FILES):02d}")
+        data = numbers.randbytes(500)
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            match step % 14:
+                case 0:
+                    with open(path, "ab") as file:
+                        file.write(data)
+                case 1:
+                    with open(path, "r+b") as file:
+                        file.seek(numbers.randrange(OLD_BYTES // 2))
+                        file.write(data)
+                case 2:
+                    os.truncate(path, numbers.randrange(OLD_BYTES))
+                case 3:
+                    with open(path + ".new", "wb") as file:
+                        file.write(data * 40)
+                    os.rename(path + ".new", path)
+                case 4:
+                    os.unlink(path)
+                    with open(path, "xb") as file:
+                        file.write(data * 50)
+                case 5:
+                    os.chmod(path, 0o600 + step % 64)
+                case 6:
+                    os.chown(path, step % 1000, step % 100)
+                case 7:
+                    os.setxattr(path, "user.step", b"%d" % step)
+                case 8:  # as if nothing had happened
+                    status = os.stat(path)
+                    with open(path, "r+b") as file:
+                        file.write(data[: status.st_size])
+                    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+                case 9 if os.path.exists(path + ".link"):
+                    os.unlink(path + ".link")
+                case 9:
+                    os.link(path, path + ".link")
+                case 10:
+                    os.rename(folder, folder + ".moved")
+                    os.rename(folder + ".moved", folder)
+                case 11:
+                    with open(path, "r+b") as file:
+                        libc.fallocate(file.fileno(), PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(PAGE), ctypes.c_long(PAGE))
+                case 12:
+                    with open(path, "r+b") as file:
+                        os.ftruncate(file.fileno(), max(os.fstat(file.fileno()).st_size, PAGE))
+                        with mmap.mmap(file.fileno(), PAGE) as memory:
+                            for at in range(0, PAGE, 512):  # the first store dirties the page, the others say nothing
+                                memory[at : at + 4] = data[:4]
+                case _:
+                    direct[:] = data * 8 + bytes(PAGE - 8 * len(data))
+                    file_descriptor = os.open(path, os.O_WRONLY | os.O_DIRECT)
+                    os.pwrite(file_descriptor, direct, 0)
+                    os.close(file_descriptor)
+        time.sleep(0.1)
+
+
 def main() -> None:
     """Start one process for each way."""
     root = sys.argv[1]
-    ways: list[Callable[[str], None]] = [small_files, directories, large_file, mapped_file]
+    ways: list[Callable[[str], None]] = [small_files, directories, large_file, mapped_file, old_files]
     for way in ways:
         directory = os.path.join(root, way.__name__)
         os.makedirs(directory, exist_ok=True)
