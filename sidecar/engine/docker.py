@@ -268,7 +268,8 @@ class DockerEngine:
         self, name: str, *, labels: Mapping[str, str], driver: str = "local", options: Mapping[str, str] | None = None
     ) -> None:
         """Create a volume, unless it exists."""
-        made = {"Driver": driver, "DriverOpts": dict(options or {}), "Labels": dict(labels)}
+        # Without options the engine shows none at all, as of a volume that Compose makes; with an empty object, that.
+        made = {"Driver": driver, "DriverOpts": dict(options) if options else None, "Labels": dict(labels)}
         self._ask("POST", "/volumes/create", body={"Name": name} | made)
 
     def remove_volume(self, name: str) -> bool:
