@@ -103,7 +103,7 @@ class Words:
         """A run's end: what was done, what it cost the application, where it lies, and whatever is not well."""
         volumes, groups = report["volumes"], report["groups"]
         self.table(
-            ("volume", "outcome", "files", "size", "archive", "paused"),
+            ("volume", "outcome", "files", "read", "archive", "sent", "paused"),
             [
                 (
                     each["volume"],
@@ -111,11 +111,12 @@ class Words:
                     each["files"],
                     size(each["bytes_read"]),
                     size(each["archive_bytes"]),
+                    size(each["bytes_uploaded"]),
                     duration(_paused(each, groups)),
                 )
                 for each in volumes
             ],
-            right=("files", "size", "archive", "paused"),
+            right=("files", "read", "archive", "sent", "paused"),
         )
         self.line()
         outcome = report["outcome"]

@@ -131,6 +131,8 @@ class PretendJobs:
                     files=12,
                     bytes_read=9 * MEBIBYTE,
                     archive_bytes=5 * MEBIBYTE,
+                    bytes_uploaded=2 * MEBIBYTE,
+                    bytes_reused=3 * MEBIBYTE,
                     changed_files=(NAME_WITH_ESCAPES,) * (kind == "partial"),
                 ),
             ),

@@ -64,12 +64,14 @@ def test_a_good_run_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
     assert done.exit_code == 0
     assert "packing shop_data\n" in done.stdout
     header, row = [line.split() for line in done.stdout.splitlines() if line.startswith(("volume ", "shop_data "))]
-    assert dict(zip(header, [*row[:3], " ".join(row[3:5]), " ".join(row[5:7]), " ".join(row[7:])], strict=True)) == {
+    amounts = [" ".join(row[start : start + 2]) for start in (3, 5, 7, 9)]
+    assert dict(zip(header, [*row[:3], *amounts], strict=True)) == {
         "volume": "shop_data",
         "outcome": "good",
         "files": "12",
-        "size": "9.0 MiB",
+        "read": "9.0 MiB",
         "archive": "5.0 MiB",
+        "sent": "2.0 MiB",
         "paused": "182 ms",
     }
     assert "good: set backup-20260102_030000, in 41.3 s" in done.stdout
