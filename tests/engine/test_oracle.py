@@ -56,7 +56,6 @@ class Busy:
     oracle: str
     sidecar: Sidecar
     seen: list[Description] = field(default_factory=list)  # by the oracle, in each run
-    reused: list[int] = field(default_factory=list)  # bytes that each run took over from the archive before
 
     def steps(self) -> list[int]:
         """How far each writer has come."""
@@ -129,10 +128,8 @@ def test_the_archive_is_the_frozen_instant_with_writers_at_full_speed_around_it(
 
     # Most of what is old comes from the archive before, and not all of it, because some has changed.
     (volume,) = report["volumes"]
-    busy.reused.append(volume["bytes_reused"])
-    assert (sum(busy.reused) == 0) == (run_number <= HOT + 1)
     assert volume["bytes_reused"] < volume["archive_bytes"]
-    if run_number > HOT + 2:
+    if run_number > HOT + 1:
         assert volume["bytes_reused"] > OLD_BYTES // 2
 
 
