@@ -140,6 +140,7 @@ class Manifest:
     """What makes a set a set: written last, deleted first.
 
     time: RFC 3339, when the run began. named: the volumes that the run was asked for; empty when it was for all.
+    boot: the kernel's random identifier of the host's boot; empty in older sets.
     """
 
     set: str
@@ -154,6 +155,7 @@ class Manifest:
     reasons: tuple[Reason, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     named: tuple[str, ...] = ()
+    boot: str = ""
 
     def to_json(self) -> bytes:
         """The document."""
@@ -179,7 +181,8 @@ class Manifest:
                 ),
                 reasons=tuple(_reason(r) for r in _list(document["reasons"])),
                 tags=_texts(document["tags"]),
-                named=tuple(_text(name) for name in _list(document.get("named", []))),  # older ones have none
+                named=tuple(_text(name) for name in _list(document.get("named", []))),  # older ones have neither
+                boot=_text(document.get("boot", "")),
             )
 
 

@@ -193,6 +193,7 @@ class _Jobs:
             state=STATE,
             max_pause=settings.max_pause.total_seconds(),
             full_every=settings.full_every,
+            boot=_boot(),
             level=settings.compression,
             threads=_cores(),
             host=settings.host or self._engine.identity().name,
@@ -434,6 +435,14 @@ def _impatient(name: str, settings: Settings) -> Store:
     """A store for one who waits at a terminal."""
     policy = RetryPolicy(attempts=2, total=20.0, base=0.25, cap=1.0)
     return RetryingStore(_store(name, settings, read_timeout=_SOON), policy)
+
+
+def _boot() -> str:
+    """What the kernel calls this boot; it is the host's, in every container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _cores() -> int:

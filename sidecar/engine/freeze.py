@@ -128,9 +128,9 @@ def freeze(
     container is still frozen.
     """
     recover(journal, engine, emit, clock=clock, sleep=sleep)
+    _await_checks(engine, containers, quiesce, clock=clock, sleep=sleep, wall=wall)
     with engine.watch() as watch:
         scene = _survey(engine, containers, quiesce, budget, clock=clock, sleep=sleep)
-        _await_checks(engine, scene, clock=clock, sleep=sleep, wall=wall)
         if scene.holds:
             journal.begin(run=run, group=group, frozen=[_intent(hold) for hold in scene.holds])
         terms = _Terms(group, budget, cancelled, clock, sleep, emit)
@@ -548,24 +548,27 @@ def _survey(
 
 def _await_checks(
     engine: Engine,
-    scene: _Scene,
+    containers: Sequence[Container],
+    quiesce: Callable[[Container], Quiesce],
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     wall: Callable[[], float],
 ) -> None:
-    """Wait for a moment in which no health check of those that will be paused begins."""
+    """Wait for a moment in which no health check of those that will be paused begins.
+
+    Before anything else is looked at: what starts or stops while we wait is none of the freeze's concern.
+    """
     until = clock() + AWAITING_A_CHECK
-    waiting = [hold.before for hold in scene.holds if hold.action is Quiesce.PAUSE]
-    while waiting and clock() < until:
-        near = [each for each in waiting if _is_near_check(each.next_check, wall())]
-        if not near:
+    checked = [each.id for each in containers if each.health_check and quiesce(each) is Quiesce.PAUSE]
+    while checked and clock() < until:
+        try:
+            found = [engine.container(identifier) for identifier in checked]
+        except ContainerGone:  # the freeze sees for itself
+            return
+        if not any(_is_near_check(each.next_check, wall()) for each in found if each.running):
             return
         sleep(0.05)
-        try:
-            waiting = [engine.container(each.id) for each in waiting]
-        except ContainerGone:  # its freeze will say so
-            return
 
 
 def _is_near_check(begins: float | None, now: float) -> bool:

@@ -73,9 +73,10 @@ class Tools:
 
     plan: decides about the volumes named (or all) from what the engine says now. stores: by name, retrying already.
     spool: makes the run's empty spool. dead_man: for a run's identifier. claimant: who writes to the stores. max_pause
-    in seconds; full_every: how often all of a volume is read, whatever is known of it; level: ISA-L's; threads:
-    compressors, half of the uploads of each store. endpoint: of an S3 server that is not Amazon's, for RECOVER.txt.
-    local_by_default: nobody said where to keep sets. stage_fault: for tests. warnings: said with every run.
+    in seconds; full_every: how often all of a volume is read, whatever is known of it; boot: the kernel's identifier of
+    this boot of the host; level: ISA-L's; threads: compressors, half of the uploads of each store. endpoint: of an S3
+    server that is not Amazon's, for RECOVER.txt. local_by_default: nobody said where to keep sets. stage_fault: for
+    tests. warnings: said with every run.
     """
 
     engine: Engine
@@ -89,6 +90,7 @@ class Tools:
     state: Path
     max_pause: float
     full_every: timedelta
+    boot: str
     level: int
     threads: int
     host: str
@@ -228,7 +230,7 @@ class _Run:
             if self._may_try_again and isinstance(error, EngineSilent | ReuseFailed):
                 self._may_try_again = False
                 self._reuse = self._reuse and isinstance(error, EngineSilent)
-                self.ledger.group_begun_anew(group, error)
+                self.ledger.group_begun_anew(group, error, self._paused_ms())
                 return
             self.ledger.group_failed(group, error, self._paused_ms())
 
@@ -269,7 +271,7 @@ class _Run:
             with self._failing_alone(group, volume.planned):
                 earlier = self._earlier_of(volume) if volume.can_reuse and self._reuse else None
                 now = self._tools.now()
-                is_full = self._full or earlier is None or earlier.is_due(now, self._tools.full_every)
+                is_full = self._full or earlier is None or earlier.is_due(now, self._tools.full_every, self._tools.boot)
                 volume.pack(earlier, is_full=is_full, read=self._counter("copying", volume.planned, volume.size))
                 packed.append(volume)
         return packed
@@ -376,6 +378,7 @@ class _Run:
             reasons=tuple(ledger.reasons),
             tags=dict(self._tags),
             named=self._named,
+            boot=self._tools.boot,
         )
         for consignment in self._alive():
             endpoint = self._tools.endpoint if consignment.store.off_host else None

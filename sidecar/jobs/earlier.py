@@ -19,9 +19,10 @@ _OLDEST = 10  # sets that are looked through for a volume; what is in none of th
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """An archive of an earlier set. stored: the object in each store; index: the whole object."""
+    """An archive of an earlier set. boot: of the host, then; stored: the object in each store; index: all of it."""
 
     set: str
+    boot: str
     volume: sets.SetVolume
     stored: Mapping[str, Stored]
     index: bytes
@@ -30,8 +31,15 @@ class Earlier:
         """Its blocks, each with its line. Raises SetInvalid."""
         return read_lines(self.index)
 
-    def is_due(self, now: datetime, every: timedelta) -> bool:
-        """Whether all of the volume was read `every` or longer ago, or nobody knows when: the clock may have jumped."""
+    def is_due(self, now: datetime, every: timedelta, boot: str) -> bool:
+        """Whether all of the volume has to be read again, whatever its files look like.
+
+        It was read `every` or longer ago, or nobody knows when (the clock may have jumped); or the host was booted
+        since: a power cut takes back time stamps that were not on the disk yet, and may leave the data that came with
+        them (fdatasync, O_DIRECT; with lazytime for a day). Then a file looks as it did, and is another.
+        """
+        if self.boot != boot or not boot:
+            return True
         read = sets.moment(self.volume.read_at)
         return read is None or not timedelta(0) <= now - read < every
 
@@ -69,7 +77,7 @@ class EarlierSets:
                     hint="`verify` says what is wrong with the older sets",
                 )
             stored[store_name] = found
-        return Earlier(name, volume, stored, index)
+        return Earlier(name, self._manifest(name).boot, volume, stored, index)
 
     def _refuse_damaged(self, store: Store, name: str) -> None:
         key = sets.marks_key(name)

@@ -39,6 +39,7 @@ class Ledger:
         self.warnings: list[str] = []
         self._plan = Plan((), (), (), ())
         self._flawed: set[str] = set()
+        self._paused_in_vain: dict[str, float] = {}  # group -> milliseconds of a first attempt
         self._interrupted = False
         self._emit = emit
         self._monotonic = monotonic
@@ -87,6 +88,7 @@ class Ledger:
         failed = {volume.volume for volume in self.volumes if volume.outcome is Outcome.FAILED}
         whole = not any(planned.volume.name in failed for planned in group.volumes)
         outcome = Outcome.GOOD if whole else Outcome.PARTIAL
+        paused_ms += self._paused_in_vain.get(group.name, 0.0)
         self.groups.append(GroupReport(group.name, names, paused_ms, outcome, _unfrozen(group)))
         self.set_groups.append(sets.SetGroup(group.name, rfc3339(frozen_at), round(paused_ms, 1), names))
 
@@ -99,6 +101,7 @@ class Ledger:
         """Note that nothing of a group will be in the set, whatever it had come to, and how long it was frozen."""
         names = tuple(c.container.name for c in group.containers)
         outcome = Outcome.INTERRUPTED if isinstance(error, Interrupted) else Outcome.FAILED
+        paused_ms += self._paused_in_vain.get(group.name, 0.0)
         self.groups = [g for g in self.groups if g.group != group.name]
         self.groups.append(GroupReport(group.name, names, paused_ms, outcome, _unfrozen(group)))
 
@@ -111,9 +114,16 @@ class Ledger:
                 self._volume_failed(planned.volume.name, group.name, error)
         self.reasons.append(Reason.of(error))
 
-    def group_begun_anew(self, group: Group, error: SidecarError) -> None:
-        """Forget what a group had come to: it is backed up once more."""
-        self.event("group_begun_anew", group=group.name, error=error.message, hint=error.hint)
+    def group_begun_anew(self, group: Group, error: SidecarError, paused_ms: float) -> None:
+        """Forget what a group had come to, but for how long it was frozen: it is backed up once more."""
+        self._paused_in_vain[group.name] = paused_ms
+        self.event(
+            "group_begun_anew",
+            group=group.name,
+            paused_ms=round(paused_ms, 1),
+            error=error.message,
+            hint=error.hint,
+        )
         names = {planned.volume.name for planned in group.volumes}
         self.volumes = [volume for volume in self.volumes if volume.volume not in names]
         self.set_volumes = [volume for volume in self.set_volumes if volume.volume not in names]
@@ -260,7 +270,7 @@ class Ledger:
             "file_differs",
             f"{len(differing)} file(s) of volume {volume.name} have the size and times that they had in the set "
             f"before, and other contents, {first!r} first; this set has them as they are now",
-            "the disk may be failing, or something writes beside the file system; older sets may lack changes",
+            "the power may have failed while it was written, or the disk is failing; sets since then may lack a change",
             volume.name,
         )
 

@@ -400,7 +400,7 @@ class FakeEngine:
         """The engine begins its next health check then, in seconds since 1970."""
         with self._turn:
             container = self._find(name)
-            self._containers[container.id] = replace(container, next_check=moment)
+            self._containers[container.id] = replace(container, health_check=True, next_check=moment)
 
     def crash_loop(self, name: str) -> None:
         """Its process has ended, and the engine is about to start it again."""

@@ -43,6 +43,7 @@ class Shop:
         self.start = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)  # before any file was made, so that all are hot
         self.second = 0
         self.full_every = timedelta(days=7)
+        self.boot = "this boot"
         for name in ("db", "files"):
             self.engine.add_volume(name, labels=PROJECT)
             self.engine.run(name, labels=PROJECT, volumes={name: "/data"})
@@ -101,6 +102,7 @@ class Shop:
             state=state,
             max_pause=30.0,
             full_every=self.full_every,
+            boot=self.boot,
             level=1,
             threads=2,
             host="shop-host",

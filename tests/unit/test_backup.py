@@ -132,6 +132,9 @@ def test_an_engine_that_hangs_over_a_frozen_container_costs_a_second_attempt_and
     assert shop.frozen() == []
     assert len(shop.of("group_frozen")) == 2
     assert len(shop.of("group_begun_anew")) == 1
+    thawed = shop.of("group_thawed")
+    assert len(thawed) == 2
+    assert report.paused_ms == pytest.approx(sum(each["paused_ms"] for each in thawed), abs=0.2)
     if outcome is Outcome.GOOD:
         assert shop.archive(report, "db") == {"./one/file": b"db" * 1000}
 

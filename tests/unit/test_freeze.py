@@ -310,6 +310,16 @@ def test_far_from_a_health_check_nobody_waits(bench: Bench, begins_in: float | N
         assert bench.clock.now == began
 
 
+def test_a_restart_while_a_health_check_is_awaited_breaks_nothing(bench: Bench) -> None:
+    bench.app("db")
+    bench.engine.check_health_at("db", bench.clock.now)
+    bench.engine.meanwhile("container", "db", lambda: bench.engine.restart("db"))
+    with bench.freeze(wall=bench.clock) as frozen:
+        frozen.confirm(bench.writers)
+    assert frozen.intact
+    assert not bench.engine.unfired
+
+
 def test_a_container_that_is_checked_all_the_time_is_frozen_nevertheless(bench: Bench) -> None:
     bench.app("db")
     began = bench.clock.now

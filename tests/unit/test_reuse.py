@@ -322,6 +322,22 @@ def test_everything_is_read_again_when_that_is_due_and_when_it_is_asked_for(shop
     assert read == [True, False, False, True, True, False]
 
 
+@pytest.mark.parametrize("boot", ["another boot", ""], ids=["known", "unknown"])
+def test_after_a_power_cut_everything_is_read_again_because_time_stamps_may_have_been_taken_back(
+    shop: Shop, boot: str
+) -> None:
+    """A file that was overwritten just before may have its new data and its old times."""
+    shop.run()
+    shop.boot = boot
+    next_day(shop)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second) == {"db": 0, "files": 0}
+    assert all(volume.bytes_read > 20_000 for volume in second.volumes)
+    next_day(shop)
+    assert (reused(shop.run())["db"] > 20_000) == bool(boot)
+
+
 @pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(days=400)], ids=["back", "forward"])
 def test_a_clock_that_jumps_between_runs_costs_a_reading_and_no_file(shop: Shop, jump: timedelta) -> None:
     shop.run()

@@ -248,13 +248,13 @@ def test_a_value_of_the_wrong_kind_anywhere_in_a_manifest_is_refused(place: tupl
 
 @pytest.mark.parametrize(
     "place",
-    # `named` and `read_at` are missing in sets that an earlier version made.
+    # `named`, `boot` and `read_at` are missing in sets that an earlier version made.
     [
         p
         for p in PLACES
         if isinstance(p[-1], str)
         and not {"options", "labels", "tags"} & set(p[:-1])
-        and p[-1] not in ("named", "read_at")
+        and p[-1] not in ("named", "boot", "read_at")
     ],
     ids=lambda place: ".".join(map(str, place)),
 )
@@ -705,7 +705,7 @@ def test_every_key_of_a_manifest_is_documented() -> None:
     table = FORMAT_PAGE.partition("\n## manifest.json")[2].partition("\n## ")[0].partition("| Key |")[2]
     document = json.loads(a_manifest().to_json())
     keys = {"set", "time", "outcome", "host", "engine", "version", "tags", "volumes[]", "groups[]"}
-    keys |= {"missing[]", "reasons[]", "named[]"}
+    keys |= {"missing[]", "reasons[]", "named[]", "boot"}
 
     assert {f"{key}[]" if isinstance(value, list) else key for key, value in document.items()} - keys == {
         "format",
