@@ -146,7 +146,7 @@ class Copies:
         identity = (before.st_dev, before.st_ino)
         known = self._known.pop(identity, None)  # until it is whole again, nobody may take it for the file
         size = before.st_size
-        extents = data_extents(descriptor, size) if before.st_blocks * _SECTOR < size else None
+        extents = extents_of(descriptor, before)
         runs = (Extent(0, size),) if extents is None else extents
         hashes = known.hashes if known else bytearray()
         ranges = self._room(known, sum(run.length for run in runs), hashes)
@@ -339,6 +339,11 @@ def same(after: os.stat_result, before: os.stat_result) -> bool:
         and after.st_size == before.st_size
         and after.st_ino == before.st_ino
     )
+
+
+def extents_of(descriptor: int, status: os.stat_result) -> tuple[Extent, ...] | None:
+    """The runs of data of an open file of this status, if it has holes; one that fills its blocks is not asked."""
+    return data_extents(descriptor, status.st_size) if status.st_blocks * _SECTOR < status.st_size else None
 
 
 def data_extents(descriptor: int, size: int) -> tuple[Extent, ...] | None:

@@ -17,7 +17,7 @@ from isal import isal_zlib
 
 from sidecar.archive import index
 from sidecar.archive.blocks import TARGET, BlockPlan, Continuation
-from sidecar.archive.copies import data_extents, same, signature_of
+from sidecar.archive.copies import extents_of, same, signature_of
 from sidecar.archive.entry import Entry, Extent, Kind
 from sidecar.archive.member import Member, make_member
 from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch
@@ -25,7 +25,6 @@ from sidecar.archive.records import head, padding
 
 _DAY_NS = 86_400 * 10**9
 _AGES = (_DAY_NS, 7 * _DAY_NS, 30 * _DAY_NS)
-_SECTOR = 512
 # An entry's head may carry a block beyond its target; what needs more (a sparse map of 40,000 extents) goes the way of
 # hot files.
 _LARGEST_HEAD = 1024 * 1024
@@ -106,21 +105,20 @@ class Packer:
         number: its fingerprint. read: told bytes as they are read; raises to stop. Raises OSError of the volume, what
         `send` raises.
         """
-        size = before.st_size
-        extents = data_extents(descriptor, size) if before.st_blocks * _SECTOR < size else None
+        extents = extents_of(descriptor, before)
         signature = signature_of(before)
         entry = Entry(path, Kind.FILE, signature, b"", attributes, (0, 0), extents)
         records = head(entry)
         if len(records) > _LARGEST_HEAD:
             return False
-        runs = (Extent(0, size),) if extents is None else extents
+        runs = (Extent(0, before.st_size),) if extents is None else extents
         length = entry.data_length
         age = self._ages[self._age_of(max(signature.mtime_ns, signature.ctime_ns))]
         if len(records) + length + padding(length) > TARGET:
             return self._add_large(age, entry, records, runs, descriptor, before, number, read)
         if age.block is not None and age.block.plan.raw_length + len(records) + length > TARGET:
             self._close(age, is_last=True)
-        block, buffer = self._open(age, Chain)
+        block, buffer = self._open(age)
         plan = block.plan
         at = plan.raw_length
         start = at + len(records)
@@ -194,7 +192,7 @@ class Packer:
         """A file that fills blocks of its own, one after another."""
         self._close(age, is_last=True)
         chain = Chain()
-        block, buffer = self._open(age, lambda: chain)
+        block, buffer = self._open(age, chain)
         first = block
         block.plan.entries.append((entry, 0))
         buffer[: len(records)] = records
@@ -206,7 +204,7 @@ class Packer:
             while done < length:
                 if block.plan.raw_length >= TARGET:
                     self._close(age, is_last=False)
-                    block, buffer = self._open(age, lambda: chain, Continuation(entry.path, stored))
+                    block, buffer = self._open(age, chain, Continuation(entry.path, stored))
                 at = block.plan.raw_length
                 run = min(length - done, max(TARGET - at, 0))
                 view = buffer[at : at + run]
@@ -229,11 +227,12 @@ class Packer:
         return whole
 
     def _open(
-        self, age: _Age, chain: Callable[[], Chain], continues: Continuation | None = None
+        self, age: _Age, chain: Chain | None = None, continues: Continuation | None = None
     ) -> tuple[_Block, memoryview]:
+        """The block that is being filled, or a new one, of this chain or of one of its own."""
         if age.block is None or age.buffer is None:
             age.buffer = self._buffers.pop() if self._buffers else memoryview(bytearray(TARGET + 2 * _LARGEST_HEAD))
-            age.block = _Block(BlockPlan(continues=continues), chain(), False, [])
+            age.block = _Block(BlockPlan(continues=continues), chain or Chain(), False, [])
         return age.block, age.buffer
 
     def _close(self, age: _Age, *, is_last: bool) -> None:

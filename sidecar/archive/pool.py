@@ -95,7 +95,7 @@ class Pool:
     """The blocks for one volume's next archive. spool: holds the lines of their indexes, and what no store has yet."""
 
     def __init__(self, spool: Spool) -> None:
-        self.spool = spool
+        self._spool = spool
         self.stretches: list[Stretch] = []
         self._known: dict[Fingerprint, Chain] = {}
         self._earlier: list[Chain] = []
@@ -204,14 +204,14 @@ class Pool:
 
     def read(self, where: Range) -> bytes:
         """Bytes of the pool's spool."""
-        self.spool.flush()
+        self._spool.flush()
         buffer = bytearray(where.length)
-        self.spool.read_into([memoryview(buffer)], where.position)
+        self._spool.read_into([memoryview(buffer)], where.position)
         return bytes(buffer)
 
     def _write(self, data: bytes) -> Range:
-        position = self.spool.allot(len(data))
-        self.spool.write(memoryview(data), position)
+        position = self._spool.allot(len(data))
+        self._spool.write(memoryview(data), position)
         return Range(position, len(data))
 
     def in_order(self) -> Iterator[tuple[Stretch, Iterator[tuple[bytes, PooledBlock]]]]:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sidecar import sets
 from sidecar.archive.index import IndexedBlock
 from sidecar.archive.reader import read_blocks, read_lines
-from sidecar.errors import ArchiveDamaged, ObjectMissing, SetInvalid, SidecarError, StoreError
+from sidecar.errors import ArchiveDamaged, ObjectMissing, SidecarError, StoreError
 from sidecar.jobs.catalogue import documents_of_sets, read_document
 from sidecar.jobs.download import described_archive, proven_index
 from sidecar.stores.port import Store, Stored
@@ -49,7 +49,7 @@ class EarlierSets:
 
     def __init__(self, stores: Mapping[str, Store]) -> None:
         self._stores = stores
-        self._names: list[str] | None = None
+        self._names: list[str] | SidecarError | None = None
         self._manifests: dict[str, sets.Manifest] = {}
 
     def find(self, volume: str) -> Earlier | None:
@@ -59,25 +59,27 @@ class EarlierSets:
         index and its manifest say.
         """
         for name in self._newest():
-            for each in self._manifest(name).volumes:
+            manifest = self._manifest(name)
+            for each in manifest.volumes:
                 if each.volume == volume:
-                    return self._described(name, each)
+                    return self._described(manifest, each)
         return None
 
-    def _described(self, name: str, volume: sets.SetVolume) -> Earlier:
-        stored: dict[str, Stored] = {}
-        index = b""
-        for store_name, store in self._stores.items():
-            self._refuse_damaged(store, name)
-            index = proven_index(store, volume)
-            found = described_archive(store, volume, (each.block for each in read_blocks(index)))
-            if found.checksum.startswith("crc32:") and found.checksum != f"crc32:{volume.archive.crc32}":
+    def _described(self, manifest: sets.Manifest, volume: sets.SetVolume) -> Earlier:
+        first, *others = self._stores.values()
+        index = proven_index(first, volume)
+        stored = {first.name: described_archive(first, volume, (each.block for each in read_blocks(index)))}
+        stored |= {store.name: store.head(volume.archive.key) for store in others}
+        for store in self._stores.values():
+            self._refuse_damaged(store, manifest.set)
+            found = stored[store.name]
+            vouched = found.checksum if found.checksum.startswith("crc32:") else f"crc32:{volume.archive.crc32}"
+            if (found.size, vouched) != (volume.archive.size, f"crc32:{volume.archive.crc32}"):
                 raise ArchiveDamaged(
-                    f"{store.location}/{found.key} is not what was written: it has {found.checksum}",
+                    f"{store.location}/{found.key} is not what was written ({found.size} bytes, {found.checksum})",
                     hint="`verify` says what is wrong with the older sets",
                 )
-            stored[store_name] = found
-        return Earlier(name, self._manifest(name).boot, volume, stored, index)
+        return Earlier(manifest.set, manifest.boot, volume, stored, index)
 
     def _refuse_damaged(self, store: Store, name: str) -> None:
         key = sets.marks_key(name)
@@ -90,22 +92,19 @@ class EarlierSets:
 
     def _newest(self) -> list[str]:
         if self._names is None:
-            common = set.intersection(*(set(documents_of_sets(store)) for store in self._stores.values()))
-            self._names = sorted(common, reverse=True)[:_OLDEST]
+            try:
+                common = set.intersection(*(set(documents_of_sets(store)) for store in self._stores.values()))
+                self._names = sorted(common, reverse=True)[:_OLDEST]
+            except StoreError as error:  # it is not asked for each volume anew, with all its patience
+                self._names = error
+        if isinstance(self._names, SidecarError):
+            raise self._names
         return self._names
 
     def _manifest(self, name: str) -> sets.Manifest:
         if name not in self._manifests:
+            store = next(iter(self._stores.values()))  # the same in all of them
             key = sets.manifest_key(name)
-            error: SidecarError | None = None
-            for store in self._stores.values():
-                try:
-                    document = read_document(store, key)
-                    self._manifests[name] = sets.Manifest.from_json(document, where=f"{store.location}/{key}")
-                    break
-                except (SetInvalid, StoreError) as caught:
-                    error = caught
-            else:
-                assert error is not None
-                raise error
+            document = read_document(store, key)
+            self._manifests[name] = sets.Manifest.from_json(document, where=f"{store.location}/{key}")
         return self._manifests[name]

@@ -43,9 +43,8 @@ class Compression:
 class Archived:
     """One volume's archive and index in the stores. Sizes in bytes.
 
-    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores. changed: paths that
-    changed while frozen. earlier: whose blocks it has taken over. differing: files that the earlier index has otherwise
-    under the same signature.
+    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores. earlier: whose blocks
+    it has taken over. differing: paths of files that the earlier index has otherwise under the same signature.
     """
 
     captured: Capture
