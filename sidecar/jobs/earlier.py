@@ -10,7 +10,7 @@ from sidecar import sets
 from sidecar.archive.index import IndexedBlock
 from sidecar.archive.reader import read_blocks, read_lines
 from sidecar.errors import ArchiveDamaged, ObjectMissing, SidecarError, StoreError
-from sidecar.jobs.catalogue import documents_of_sets, read_document
+from sidecar.jobs.catalogue import documents_of_sets, read_document, read_manifest
 from sidecar.jobs.download import described_archive, proven_index
 from sidecar.stores.port import Store, Stored
 
@@ -103,8 +103,5 @@ class EarlierSets:
 
     def _manifest(self, name: str) -> sets.Manifest:
         if name not in self._manifests:
-            store = next(iter(self._stores.values()))  # the same in all of them
-            key = sets.manifest_key(name)
-            document = read_document(store, key)
-            self._manifests[name] = sets.Manifest.from_json(document, where=f"{store.location}/{key}")
+            self._manifests[name] = read_manifest(next(iter(self._stores.values())), name)  # the same in all of them
         return self._manifests[name]
