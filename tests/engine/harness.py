@@ -556,13 +556,14 @@ class Terminal:
         wait_until(lambda: re.search(pattern, self._read()), f"the terminal shows {pattern!r}", timeout=timeout)
 
     def wait(self, timeout: float = 60) -> int:
-        """Its exit code."""
+        """Its exit code, once all that it has shown has been read."""
 
         def over() -> bool:
-            self._read()
+            self._read()  # or the terminal is full, and the command waits for us
             return self._process.poll() is not None
 
         wait_until(over, "the command on the terminal has ended", timeout=timeout)
+        self._read()
         return int(self._process.returncode)
 
     def _read(self) -> bytes:

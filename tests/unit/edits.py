@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,27 @@ EDITS = [
 ]  # fmt: skip
 
 edits = st.tuples(st.sampled_from(EDITS), st.integers(0, 30), st.integers(0, 30), st.integers(0, 20_000))
+
+
+def populate(root: Path) -> None:
+    """A tree that edits find something to change in: what is in it cannot be compressed, and is different everywhere.
+
+    Small files in three directories, one that is empty, one with a hole, one with two names, a large one, a symlink.
+    """
+    numbers = random.Random(4711)
+    for name in ("a", "b/deep", "c"):
+        (root / name).mkdir(parents=True)
+        for number in range(8):
+            (root / name / f"small-{number}").write_bytes(numbers.randbytes(1500))
+    (root / "a" / "empty").touch()
+    with (root / "b" / "sparse").open("wb") as file:
+        file.write(numbers.randbytes(5000))
+        file.truncate(100_000)
+        file.seek(90_000)
+        file.write(numbers.randbytes(3000))
+    os.link(root / "a" / "small-1", root / "b" / "second-name")
+    (root / "c" / "large").write_bytes(numbers.randbytes(40_000))
+    (root / "link").symlink_to("a/small-2")
 
 
 def edit(root: Path, what: str, one: int, other: int, size: int) -> None:

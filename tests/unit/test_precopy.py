@@ -30,7 +30,7 @@ from sidecar.archive.copies import CHUNK, Copies, another_round
 from sidecar.archive.entry import Kind
 from sidecar.archive.spool import SpoolSpace
 from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
-from tests.unit.edits import edit, edits, punch_hole, tick
+from tests.unit.edits import edit, edits, populate, punch_hole, tick
 from tests.unit.trees import no_descriptor_left
 
 MEBIBYTE = 1024 * 1024
@@ -143,7 +143,7 @@ def everything(captured: Capture) -> dict[str, Any]:
 @keeps_times
 @settings(max_examples=150, deadline=None)
 @given(
-    first=st.lists(edits, min_size=3, max_size=25),
+    first=st.lists(edits, max_size=10),
     rounds=st.lists(st.tuples(st.booleans(), st.lists(edits, max_size=8), st.integers(1, 20)), min_size=1, max_size=3),
     last=st.lists(edits, max_size=6),
     chunk=st.sampled_from([16, 512, 4096]),
@@ -158,6 +158,7 @@ def test_whatever_changes_in_between_the_capture_is_that_of_a_copy_made_in_the_f
     here = tmp_path_factory.mktemp("any")
     root = here / "volume"
     root.mkdir()
+    populate(root)
     constants = {
         copies_module: {"CHUNK": chunk, "SLICE": 4 * chunk, "_SHARE": 1},
         spool_module: {"_PAGE": 64, "_LARGE": 1024},
