@@ -355,7 +355,7 @@ SETTINGS: tuple[Setting, ...] = (
         "AWS_MAX_ATTEMPTS",
         "max_attempts",
         "How often a request to S3 that fails for now is made, with longer and longer waits, for a quarter of an hour "
-        "at most.",
+        "at most; for 15 seconds while it has not answered once in a job that has another store to turn to.",
         "a whole number of at least 1",
         _count,
         default="20",

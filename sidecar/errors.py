@@ -254,6 +254,10 @@ class ReuseFailed(SidecarError):
     code = "reuse_failed"
 
 
+class EarlierDamaged(ReuseFailed):
+    """That earlier archive is not what was written, or gone."""
+
+
 class StoreFull(StoreError):
     """No space left in the store."""
 
@@ -282,3 +286,7 @@ class SetInvalid(SidecarError):
     """A document of a set (manifest, index) is not in the format."""
 
     code = "set_invalid"
+
+
+# What is wrong with a set itself. Any other failure is that of whoever was asked, and says nothing of the set.
+DAMAGE = (ArchiveDamaged, ChecksumMismatch, ObjectMissing, SetInvalid)

@@ -75,6 +75,8 @@ from sidecar.stores.s3_bucket import S3Bucket
 STATE = Path("/state")
 _JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
+# For a store that has not answered yet, while there is another to write to or to read from.
+_BESIDE_ANOTHER = RetryPolicy(attempts=6, total=15.0, base=0.5, cap=4.0)
 # Seconds. Small requests that somebody waits for: a verb, the start.
 _SOON = 15
 # Seconds that scratch volumes which somebody holds are waited for while the daemon does not answer yet.
@@ -138,13 +140,17 @@ def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
     return search(grounds)
 
 
-def tar_out(environ: Mapping[str, str], request: RestoreRequest, write: Callable[[bytes], object]) -> None:
+def tar_out(
+    environ: Mapping[str, str],
+    request: RestoreRequest,
+    write: Callable[[bytes], object],
+    warn: Callable[[str], None],
+) -> None:
     """Write one volume of a set out as plain tar. Raises ConfigInvalid, and what `jobs.restore.write_tar` does."""
     settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
-    policy = RetryPolicy(attempts=settings.max_attempts)
     host = settings.host or "" if request.host is None else request.host
-    stores = {name: RetryingStore(store, policy) for name, store in _stores_of(host, settings).items()}
-    write_tar(_wish(request), stores, write, threads=2 * _cores())
+    stores = _patient(_stores_of(host, settings), settings)
+    write_tar(_wish(request), stores, write, warn, threads=2 * _cores())
 
 
 def stand_by(
@@ -356,12 +362,8 @@ class _Jobs:
         return DeadMan(self._engine, own, run=run, lease=lease, state=str(STATE), emit=emit)
 
     def _stores(self, cancelled: threading.Event, *, host: str | None = None) -> Mapping[str, Store]:
-        policy = RetryPolicy(attempts=self._settings.max_attempts)
         stores = self._bare_stores if host is None else _stores_of(host, self._settings)
-        return {
-            name: RetryingStore(store, policy, on_retry=self._on_retry, cancelled=cancelled.is_set)
-            for name, store in stores.items()
-        }
+        return _patient(stores, self._settings, on_retry=self._on_retry, cancelled=cancelled.is_set)
 
     def _on_retry(self, retry: Retry) -> None:
         self._emit(
@@ -425,6 +427,13 @@ def _stores_of(host: str, settings: Settings) -> Mapping[str, Store]:
     """Where another host (BACKUP_HOST; empty: one without a name) keeps its sets, beside ours."""
     theirs = replace(settings, host=host or None)
     return {name: _store(name, theirs) for name in settings.stores}
+
+
+def _patient(stores: Mapping[str, Store], settings: Settings, **options: Any) -> Mapping[str, Store]:
+    """The stores with all the patience that the settings allow; `options` are RetryingStore's."""
+    policy = RetryPolicy(attempts=settings.max_attempts)
+    at_first = _BESIDE_ANOTHER if len(stores) > 1 else None
+    return {name: RetryingStore(store, policy, at_first=at_first, **options) for name, store in stores.items()}
 
 
 def _wish(request: RestoreRequest) -> Wish:

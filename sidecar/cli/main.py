@@ -372,7 +372,7 @@ def _restore_to(
     from sidecar.service.jobs_port import RestoreRequest  # noqa: PLC0415
 
     request = RestoreRequest(set_name, volumes, pattern=pattern, host=host)
-    wiring.tar_out(os.environ, request, sys.stdout.buffer.write)
+    wiring.tar_out(os.environ, request, sys.stdout.buffer.write, lambda text: click.echo(f"warning: {text}", err=True))
     sys.stdout.buffer.flush()
     return "good"
 

@@ -378,7 +378,7 @@ class Words:
             [
                 (
                     each["set"],
-                    "damaged" if _damage(each) else "failed its drill" if _failed_drill(each) else each["outcome"],
+                    _state(each),
                     len(each["volumes"]),
                     size(sum(volume["raw_bytes"] for volume in each["volumes"].values())),
                     size(sum(volume["archive_bytes"] for volume in each["volumes"].values())),
@@ -394,7 +394,7 @@ class Words:
 
     def _volumes(self, described: dict[str, Any]) -> None:
         stores = ", ".join(described["stores"])
-        self.line(f"{described['set']}: {described['outcome']}, made on {described['host']}, lies in {stores}")
+        self.line(f"{described['set']}: {_state(described)}, made on {described['host']}, lies in {stores}")
         self.table(
             ("volume", "files", "size", "archive"),
             [
@@ -619,6 +619,13 @@ def _asked(run: dict[str, Any]) -> str:
 
 def _sentence(message: str | None, hint: str | None) -> str:
     return "; ".join(filter(None, [message, hint])) or "no reason is known"
+
+
+def _state(described: dict[str, Any]) -> str:
+    """What a set of `list` is worth by what is known today; its outcome is what the run said of it."""
+    if _damage(described):
+        return "damaged"
+    return "failed its drill" if _failed_drill(described) else str(described["outcome"])
 
 
 def _damage(described: dict[str, Any]) -> str:

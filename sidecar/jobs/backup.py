@@ -25,6 +25,7 @@ from sidecar.engine.hooks import hooked
 from sidecar.engine.journal import Journal
 from sidecar.engine.port import Engine
 from sidecar.errors import (
+    DAMAGE,
     ContainerGone,
     EngineError,
     EngineSilent,
@@ -428,7 +429,8 @@ class _Run:
         try:
             return self._earlier.find(name)
         except SidecarError as error:
-            self.ledger.event("reuse_refused", volume=name, error=error.message, hint=error.hint)
+            tell = self.ledger.warn if isinstance(error, DAMAGE) else self.ledger.event
+            tell("reuse_refused", volume=name, error=error.message, hint=error.hint)
             return None
 
     def _paused_ms(self) -> float:

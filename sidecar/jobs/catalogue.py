@@ -60,6 +60,14 @@ class Catalogue:
             raise NotFound(f"there is no set {name!r}", hint=nearest(name, self.manifests, "`list` shows the sets"))
         return self.manifests[name]
 
+    def doubts(self, name: str) -> tuple[str, ...]:
+        """Of `latest`: a sentence for each store that may have a newer one, and did not answer."""
+        return tuple(
+            f"store {store} did not answer, and may have a newer set: {error.message}"
+            for store, error in self.errors.items()
+            if name == "latest"
+        )
+
     def keep(self, set_name: str) -> bool:
         """Whether one of the stores is to keep the set."""
         return any(marks.keep for marks in self.marks.get(set_name, {}).values())

@@ -15,7 +15,9 @@ from isal import isal_zlib
 from sidecar import sets
 from sidecar.archive.pool import Part
 from sidecar.errors import (
+    DAMAGE,
     ChecksumMismatch,
+    EarlierDamaged,
     ObjectMissing,
     ReuseFailed,
     StoreDenied,
@@ -159,11 +161,16 @@ class Parcel:
             act(upload)
         except StoreError as error:
             # An altered source is copied without a word; only the checksum of the whole tells.
-            if upload.copy_failed or (self._source is not None and isinstance(error, ChecksumMismatch)):
+            altered = self._source is not None and isinstance(error, ChecksumMismatch)
+            if upload.copy_failed or altered:
                 self.drop()
-                raise ReuseFailed(
-                    f"the earlier archive in store {self._owner.store.name} cannot be used: {error.message}",
-                    hint="`verify` says what is wrong with the older sets",
+                assert self._source is not None
+                set_name = self._source.key.partition("/")[0]
+                why = "what was copied from it is not what was written" if altered else error.message
+                kind = EarlierDamaged if isinstance(error, DAMAGE) else ReuseFailed
+                raise kind(
+                    f"the earlier archive {self._owner.store.location}/{self._source.key} cannot be used: {why}",
+                    hint=f"nothing of it is in the new set; `verify {set_name}` reads the old one",
                 ) from error
             self._owner.fail(error)
 

@@ -192,7 +192,7 @@ class _Drill:
             root=engine.identity().root,
         )
         self._newest = manifest.set == self._catalogue.find("latest").set
-        self._warnings += self._catalogue.damage(manifest.set)
+        self._warnings += (*self._catalogue.doubts(set_name), *self._catalogue.damage(manifest.set))
         return self._plan
 
     @contextmanager

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sidecar import sets
-from sidecar.errors import HookFailed, Interrupted, SidecarError
+from sidecar.errors import EarlierDamaged, HookFailed, Interrupted, SidecarError
 from sidecar.events import Emit
 from sidecar.jobs.volume import Archived
 from sidecar.model import Quiesce, Volume
@@ -117,7 +117,8 @@ class Ledger:
     def group_begun_anew(self, group: Group, error: SidecarError, paused_ms: float) -> None:
         """Forget what a group had come to, but for how long it was frozen: it is backed up once more."""
         self._paused_in_vain[group.name] = paused_ms
-        self.event(
+        tell = self.warn if isinstance(error, EarlierDamaged) else self.event  # what was wrong then may be so still
+        tell(
             "group_begun_anew",
             group=group.name,
             paused_ms=round(paused_ms, 1),

@@ -110,7 +110,8 @@ def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogu
         raise RestoreRefused(
             f"a path is in one volume, and {len(plan.volumes)} were chosen", hint="name the VOLUME: restore SET VOLUME"
         )
-    return replace(plan, pattern=wish.pattern, safety=wish.safety), catalogue
+    warnings = (*catalogue.doubts(wish.set_name), *plan.warnings)
+    return replace(plan, warnings=warnings, pattern=wish.pattern, safety=wish.safety), catalogue
 
 
 def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> RestoreReport:
@@ -134,13 +135,23 @@ def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threadin
     return work.report()
 
 
-def write_tar(wish: Wish, stores: Mapping[str, Store], write: Callable[[bytes], object], *, threads: int) -> None:
+def write_tar(
+    wish: Wish,
+    stores: Mapping[str, Store],
+    write: Callable[[bytes], object],
+    warn: Callable[[str], None],
+    *,
+    threads: int,
+) -> None:
     """The plain tar stream of one volume, or of what matches in it, each block proven before it is written.
 
-    Raises NotFound, RestoreRefused; ArchiveDamaged, SetInvalid, StoreError: then what was written is not whole.
+    warn: told what somebody should know of it. Raises NotFound, RestoreRefused; ArchiveDamaged, SetInvalid, StoreError:
+    then what was written is not whole.
     """
     catalogue = answered(stores)
     manifest = catalogue.find(wish.set_name, wish.named)
+    for doubt in catalogue.doubts(wish.set_name):
+        warn(doubt)
     plan = make_restore_plan(manifest, wish.named, volumes=(), containers=(), protected={}, into=_NOWHERE)
     (each,) = plan.volumes
     archive = find_archive(stores[catalogue.holders[manifest.set][0]], each.stored, _wanted(wish, each.stored))
@@ -182,13 +193,14 @@ def settle_owed(engine: Engine, own: Container, journal: Journal, emit: Emit) ->
 
 
 def settle_volumes(engine: Engine, own: Container, volumes: Sequence[str], *, go: bool) -> tuple[str, ...]:
-    """Take up what a restore left in each of the volumes; the names of those whose exchange was finished now.
+    """Take up what a restore left in each of the volumes; the names of those that hold what was restored.
 
-    go: whether it had been decided to exchange them. Waits for helpers that are still at work. Raises EngineError,
-    RestoreFailed.
+    go: whether it had been decided to exchange them; then one in which nothing is left has been, by its helper, which
+    goes on when the sidecar has died. Waits for helpers that are still at work. Raises EngineError, RestoreFailed.
     """
     there = {volume.name for volume in engine.volumes()}
-    return tuple(name for name in volumes if name in there and settle(engine, own, name, go=go) is Word.EXCHANGED)
+    restored = (Word.EXCHANGED, Word.CLEAN) if go else (Word.EXCHANGED,)
+    return tuple(name for name in volumes if name in there and settle(engine, own, name, go=go) in restored)
 
 
 def owed_volumes(journal: Journal) -> tuple[str, ...]:
@@ -257,7 +269,10 @@ class _Restore:
         self._plan, self._catalogue = plan_restore(self._wish, self._tools)
         settle_owed(self._tools.engine, self._tools.own(), self._tools.journal, self._emit)
         self._emit(
-            "restore_started", volumes=self._names(), containers=[container.name for container in self._plan.containers]
+            "restore_started",
+            volumes=self._names(),
+            containers=[container.name for container in self._plan.containers],
+            warnings=list(self._plan.warnings),
         )
         return self._plan
 
@@ -477,6 +492,8 @@ class _Restore:
         with suppress(SidecarError):  # the journal keeps it for the next start, or the next restore
             if self._delivery.is_waiting and not self._cancelled.is_set():
                 go = any(beside.told for beside in self._beside)
+                if not go:
+                    self._owe(go=False)  # whatever was decided: or a start after our death would take it for done
                 settle_volumes(self._tools.engine, self._tools.own(), self._names(), go=go)
                 self._delivery.settled()
             if not self._delivery.is_waiting:

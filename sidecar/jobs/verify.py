@@ -23,8 +23,8 @@ from sidecar.archive.audit import audit, in_order
 from sidecar.archive.index import IndexedBlock
 from sidecar.archive.reader import read_blocks
 from sidecar.errors import (
+    DAMAGE,
     ArchiveDamaged,
-    ChecksumMismatch,
     Interrupted,
     NotFound,
     ObjectMissing,
@@ -41,8 +41,6 @@ from sidecar.report import Outcome, Reason, VerifiedVolume, VerifyReport, rfc333
 from sidecar.sets import How, Manifest, Marks, SetVolume, StoredObject, Verified
 from sidecar.stores.port import Store, Stored
 
-# What is wrong with the set itself. Any other failure is that of whoever was asked, and says nothing of the set.
-_DAMAGE = (ArchiveDamaged, ChecksumMismatch, ObjectMissing, SetInvalid)
 _ELSEWHERE = "another set, or another store's copy of it, may be whole: `list` shows them; test what this one lies on"
 
 
@@ -136,7 +134,7 @@ class _Verification:
                 self._read(store, stored, index, archive)
         except SidecarError as error:
             reason = self._went_wrong(error, store, stored.volume)
-            damaged = isinstance(error, _DAMAGE)
+            damaged = isinstance(error, DAMAGE)
             self._volumes.append(
                 VerifiedVolume(
                     store.name,
@@ -285,7 +283,7 @@ class _Verification:
         """Take note of damage, or of what could not be asked. Raises Interrupted and NotFound on."""
         if isinstance(error, Interrupted | NotFound):
             raise error
-        if isinstance(error, _DAMAGE):
+        if isinstance(error, DAMAGE):
             try:
                 store.head(sets.manifest_key(self._set))
             except ObjectMissing:
@@ -315,15 +313,21 @@ class _Verification:
 
 
 def _latest(found: Mapping[str, list[Store]]) -> str | None:
-    """The set that `latest` means to a restore, too: the newest but for those that restores had made before them."""
+    """The set that `latest` means to a restore, too (`Catalogue.find`): the newest of all volumes.
+
+    Without one, the newest of those that were asked for by name; never what a restore had made before it.
+    """
+    of_some = None
     for set_name in sorted(found, reverse=True):
         try:
             manifest = read_manifest(found[set_name][0], set_name)
         except SidecarError:
             return set_name  # whatever is wrong with it is for the verification to say
         if PRE_RESTORE not in manifest.tags:
-            return set_name
-    return max(found, default=None)
+            if not manifest.named:
+                return set_name
+            of_some = of_some or set_name
+    return of_some or max(found, default=None)
 
 
 def _noted(marks: Marks, verdict: Verified) -> Marks:

@@ -67,8 +67,9 @@ class RetryingStore:
     """`inner`, where a request that failed with a `retryable` error is made again.
 
     on_retry is called before each wait. cancelled: when it turns true, a wait ends within 0.1 s and Interrupted is
-    raised from the store's error; requests that need no retry still go through, so that uploads can be aborted. sleep,
-    clock and wait (tenacity's type) are arguments for tests; wait replaces the policy's jitter.
+    raised from the store's error; requests that need no retry still go through, so that uploads can be aborted.
+    at_first: the policy until the store has answered once, for whoever can do without it. sleep, clock and wait
+    (tenacity's type) are arguments for tests; wait replaces the policy's jitter.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class RetryingStore:
         inner: Store,
         policy: RetryPolicy | None = None,
         *,
+        at_first: RetryPolicy | None = None,
         on_retry: Callable[[Retry], None] = _nobody,
         cancelled: Callable[[], bool] = _never,
         sleep: Callable[[float], None] = time.sleep,
@@ -86,6 +88,7 @@ class RetryingStore:
         self.off_host = inner.off_host
         self._inner = inner
         self._policy = policy or RetryPolicy()
+        self._at_first = at_first
         self._on_retry = on_retry
         self._cancelled = cancelled
         self._sleep = sleep
@@ -162,12 +165,13 @@ class RetryingStore:
         ended: threading.Event | None = None,
     ) -> Result:
         """`act`'s result, asked for again as the policy says. `ended` gives up like `cancelled`, for one upload."""
-        policy = policy or self._policy
+        policy = policy or self._at_first or self._policy
         started = self._clock()
         failed: list[StoreError] = []
 
         def worth_trying(error: BaseException) -> bool:
             if not isinstance(error, StoreError) or not error.retryable:
+                self._at_first = None  # that was an answer
                 return False
             failed[:] = [error]
             return True
@@ -191,7 +195,7 @@ class RetryingStore:
                 seconds -= _SLICE
                 check()
 
-        return tenacity.Retrying(
+        result = tenacity.Retrying(
             retry=tenacity.retry_if_exception(worth_trying),
             stop=spent,
             wait=self._wait or tenacity.wait_random_exponential(multiplier=policy.base, max=policy.cap),
@@ -199,6 +203,8 @@ class RetryingStore:
             sleep=doze,
             reraise=True,
         )(act)
+        self._at_first = None
+        return result
 
 
 class _RetryingUpload(AbortingUpload):

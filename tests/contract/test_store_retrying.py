@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import tenacity
@@ -148,6 +149,26 @@ def test_it_gives_up_when_the_total_time_has_passed() -> None:
 
     assert 60 <= time.now - 1000 < 60 + 7 + 0.1
     assert len(script.calls) == 10  # at 0, 7, ... 63 s
+
+
+def test_a_store_that_can_be_done_without_is_given_up_sooner_until_it_has_answered_once() -> None:
+    soon, later = RetryPolicy(attempts=3), RetryPolicy(attempts=10)
+    for answer in ([], [ObjectMissing("not here")]):
+        script = Script(
+            before={"head": [*answer, *[StoreUnreachable("down")] * 9], "put": [StoreUnreachable("down")] * 3}
+        )
+        store = retrying(script, policy=later, at_first=soon)
+        with pytest.raises(StoreUnreachable):
+            store.put("k", b"")
+        assert script.calls == ["put"] * 3
+        if answer:
+            with pytest.raises(ObjectMissing, match="not here"):
+                store.head("k")
+        else:
+            store.put("k", b"")
+        with suppress(ObjectMissing):
+            store.head("k")
+        assert script.calls.count("head") == 10 + len(answer)
 
 
 def test_waits_are_drawn_from_a_window_that_doubles_up_to_the_cap() -> None:

@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ from sidecar.jobs.restore import (
 from sidecar.model import ContainerState
 from sidecar.report import Outcome, RestoreReport, RunReport
 from sidecar.stores.memory import MemoryStore
-from sidecar.stores.port import Store
+from sidecar.stores.port import Store, Stored
 from tests.contract.fake_engine import FakeHelper
 from tests.unit.shop import Shop
 
@@ -557,6 +557,13 @@ def test_nobody_is_started_on_a_volume_of_which_nobody_says_whether_it_is_whole(
     loss.assert_nothing_is_left()
 
 
+class Dead(MemoryStore):
+    """A store that nothing comes back from."""
+
+    def list(self, prefix: str = "") -> Iterator[Stored]:
+        raise StoreUnreachable("no route", store=self.name)
+
+
 class Killed(BaseException):
     """Nothing of the sidecar runs any more."""
 
@@ -611,6 +618,7 @@ def test_killed_at_any_moment_the_next_start_leaves_each_volume_whole_and_all_ru
     with monkeypatch.context() as dead:
         dead.setattr(loss.engine, "start", lambda name: True)  # the dead start nobody, and say nothing to anybody
         dead.setattr("sidecar.jobs.delivery.Delivery._dismiss", lambda self, helper, volume: helper.end())
+        dead.setattr("sidecar.jobs.restore._Restore._settle_debt", lambda self: None)
         dead.setattr("sidecar.engine.freeze.PATIENCE", 0.0)
         with suppress(Killed, SidecarError):
             loss.restore(follow=follow)
@@ -621,8 +629,11 @@ def test_killed_at_any_moment_the_next_start_leaves_each_volume_whole_and_all_ru
     settle_owed(loss.engine, own, loss.journal, loss.emit)
     recover(loss.journal, loss.engine, loss.emit)
 
-    # All of one instant: once it was decided, none is left behind.
+    # All of one instant: once it was decided, none is left behind; and what is said of it is so.
     assert loss.now() in (loss.wanted, loss.ruined)
+    (said,) = [fields for fields in loss.of("recovered") if "untouched" in fields]
+    assert sorted(said["volumes"]) == (["db", "files"] if loss.now() == loss.wanted else [])
+    assert sorted(said["untouched"]) == ([] if loss.now() == loss.wanted else ["db", "files"])
     for name in ("db", "files"):
         assert loss.engine.state(name) is ContainerState.RUNNING
     loss.assert_nothing_is_left()
@@ -748,6 +759,21 @@ def test_the_latest_set_of_all_volumes_is_not_one_that_was_asked_for_by_name(los
     assert {v.volume for v in report.volumes} == {"db", "files"}
 
 
+def test_the_latest_set_is_doubted_while_a_store_does_not_answer_that_may_have_a_newer_one(loss: Loss) -> None:
+    loss.stores = {**loss.stores, "s3": Dead(name="s3")}
+    doubts: list[str] = []
+    for plan in (plan_restore(Wish(), loss.tools())[0], plan_restore(Wish("latest", ("db",)), loss.tools())[0]):
+        assert plan.manifest.set == loss.set
+        assert "store s3 did not answer, and may have a newer set: no route" in plan.warnings
+        assert any("s3 did not answer" in warning for warning in plan.as_json()["warnings"])
+    write_tar(Wish(named=("db",)), loss.stores, lambda _: None, doubts.append, threads=2)
+    assert doubts == ["store s3 did not answer, and may have a newer set: no route"]
+    assert loss.restore("db").outcome is Outcome.GOOD
+    (started,) = loss.of("restore_started")
+    assert doubts[0] in started["warnings"]
+    assert not plan_restore(Wish(loss.set), loss.tools())[0].warnings
+
+
 def test_a_path_that_matches_nothing_costs_no_backup_of_what_is_there(loss: Loss) -> None:
     loss.refused(NotFound, "files", pattern="nothing", safety=True, match="matches 'nothing'")
     assert len(list_sets(loss.stores)["sets"]) == 1
@@ -758,7 +784,7 @@ def test_a_volume_as_plain_tar_is_what_gnu_tar_unpacks(loss: Loss, tmp_path: Pat
     for pattern, wanted in ((None, loss.wanted["files"]), ("link", {"link": loss.wanted["files"]["link"]})):
         stream = tmp_path / "stream.tar"
         with stream.open("wb") as file:
-            write_tar(Wish(named=("files",), pattern=pattern), loss.stores, file.write, threads=2)
+            write_tar(Wish(named=("files",), pattern=pattern), loss.stores, file.write, pytest.fail, threads=2)
         there = tmp_path / f"unpacked-{pattern}"
         there.mkdir()
         done = subprocess.run(["tar", "-xpf", stream], cwd=there, check=True, capture_output=True)
@@ -770,4 +796,4 @@ def test_a_volume_as_plain_tar_is_what_gnu_tar_unpacks(loss: Loss, tmp_path: Pat
 def test_a_damaged_archive_ends_a_tar_stream_with_an_error(loss: Loss) -> None:
     flip(loss.stores["memory"], f"{loss.set}/db.tar.gz", -1000)
     with pytest.raises(ArchiveDamaged):
-        write_tar(Wish(named=("db",)), loss.stores, lambda _: None, threads=2)
+        write_tar(Wish(named=("db",)), loss.stores, lambda _: None, pytest.fail, threads=2)

@@ -231,6 +231,8 @@ def test_an_earlier_archive_that_is_not_what_it_was_is_noticed_before_anything_i
     assert reused(second)["files"] > 20_000
     assert [fields["volume"] for fields in shop.of("reuse_refused")] == ["db"]
     assert len(shop.of("group_frozen")) == 2
+    (told,) = second.warnings
+    assert key in told
 
 
 def test_an_earlier_archive_altered_without_a_trace_is_noticed_by_the_new_ones_checksum(shop: Shop) -> None:
@@ -246,7 +248,10 @@ def test_an_earlier_archive_altered_without_a_trace_is_noticed_by_the_new_ones_c
     assert_whole(shop, second)
     assert reused(second) == {"db": 0, "files": 0}
     (anew,) = shop.of("group_begun_anew")
-    assert "checksum" in anew["error"]
+    (told,) = second.warnings  # good as it is, it has shown that another is not
+    assert f"{first.set}/files.tar.gz" in told
+    assert f"verify {first.set}" in told
+    assert anew["error"] in told
     assert len(shop.of("group_frozen")) == 3
     assert len(second.groups) == 1
     assert sorted(each.volume for each in second.volumes) == ["db", "files"]

@@ -150,6 +150,15 @@ def test_latest_is_the_newest_set(bucket: Bucket) -> None:
     assert (report.set, report.newest, report.outcome) == (NEWER, True, Outcome.GOOD)
 
 
+def test_latest_is_not_what_was_asked_for_by_name_while_there_is_a_set_of_all_volumes(bucket: Bucket) -> None:
+    """As `restore latest` has it: else one `run-now VOLUME` would hide that the set of the night is damaged."""
+    for key, wanted in ((NEWER, SET), (SET, NEWER)):
+        document = json.loads(bucket.read(f"{key}/manifest.json"))
+        bucket.store.put(f"{key}/manifest.json", json.dumps(document | {"named": ["db"]}).encode())
+        report = bucket.verify(QUICK, set_name="latest")
+        assert (report.set, report.newest) == (wanted, True)
+
+
 def test_latest_is_not_what_a_restore_had_backed_up_before_it(bucket: Bucket) -> None:
     document = json.loads(bucket.read(f"{NEWER}/manifest.json"))
     bucket.store.put(f"{NEWER}/manifest.json", json.dumps(document | {"tags": {"pre-restore": SET}}).encode())
