@@ -1,7 +1,8 @@
 """Which tar records go into which block. Pure arithmetic over entries.
 
-A block is about `TARGET` bytes of tar records; entries follow one another without regard to blocks, so that a small
-file is whole in one block and a large one runs through several. One block becomes one gzip member.
+A block is about `TARGET` bytes of tar records, and becomes one gzip member. Small files follow one another without
+regard to blocks. What is larger than a block has blocks of its own, and is cut at the same places wherever it stands:
+so the blocks of a part of it that did not change come out the same, and a store that has them need not be sent them.
 """
 
 from __future__ import annotations
@@ -50,17 +51,20 @@ class BlockPlan:
 def plan_blocks(entries: Iterable[Entry], *, target: int = TARGET) -> Iterator[BlockPlan]:
     """The blocks of an archive of these entries, in their order; the last one ends the archive.
 
-    A block ends as soon as it holds `target` bytes; only an entry's head (names, attributes, a sparse map) may carry it
-    beyond that.
+    A block ends as soon as it holds `target` bytes, or a file begins or ends that is larger than a block; only an
+    entry's head (names, attributes, a sparse map) may carry it beyond that.
     """
     block = BlockPlan()
     for entry in entries:
-        if block.raw_length >= target:
+        records = head(entry)
+        length = entry.data_length if entry.kind is Kind.FILE else 0
+        is_large = length > 0 and len(records) + length + padding(length) > target
+        if block.raw_length >= target or (is_large and block.raw_length):
             yield block
             block = BlockPlan()
         block.entries.append((entry, block.raw_length))
-        block.add(head(entry))
-        if entry.kind is not Kind.FILE:
+        block.add(records)
+        if not length:
             continue
         stored = 0
         for spooled in entry.spooled:
@@ -75,5 +79,8 @@ def plan_blocks(entries: Iterable[Entry], *, target: int = TARGET) -> Iterator[B
                 left -= run
                 stored += run
         block.add(bytes(padding(stored)))
+        if is_large:
+            yield block
+            block = BlockPlan()
     block.add(END_OF_ARCHIVE)
     yield block

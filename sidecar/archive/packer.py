@@ -20,7 +20,7 @@ from sidecar.archive.blocks import TARGET, BlockPlan, Continuation
 from sidecar.archive.copies import extents_of, same, signature_of
 from sidecar.archive.entry import Entry, Extent, Kind
 from sidecar.archive.member import Member, make_member
-from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch
+from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, joined
 from sidecar.archive.records import head, padding
 
 _DAY_NS = 86_400 * 10**9
@@ -48,7 +48,7 @@ class _Age:
     buffer: memoryview | None = None
     block: _Block | None = None
     finished: list[tuple[index.Block, _Block]] = field(default_factory=list)  # of a chain that has not ended
-    held: list[bytes] = field(default_factory=list)
+    held: list[Member] = field(default_factory=list)
     held_length: int = 0
     stretch: Stretch = field(default_factory=Stretch)
 
@@ -57,9 +57,9 @@ class Packer:
     """Packs files into a pool.
 
     send: takes each part with its bytes, and blocks while the stores are slower than we are. least, target: bytes of a
-    part. synced_ns: the settled rule's. level: ISA-L's. executor: `threads` compressors.
-    differs: told the path of a file that has the signature in `recorded` (fingerprint -> CRC32 of its data) and other
-    contents.
+    part, and least of one that a store copies. synced_ns: the settled rule's. level: ISA-L's. executor: `threads`
+    compressors. differs: told the path of a file that has the signature in `recorded` (fingerprint -> CRC32 of its
+    data) and other contents.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Packer:
         for age in self._ages:
             if age.held_length >= self._least:
                 self._emit(age, len(age.held))
-            age.stretch.loose = b"".join(age.held)
+            age.stretch.loose = b"".join(member.data for member in age.held)
             age.held, age.held_length = [], 0
             self._end_stretch(age)
         self._buffers.clear()
@@ -256,7 +256,7 @@ class Packer:
         self._buffers.append(buffer)
         raw_length = block.plan.raw_length
         age.finished.append((index.Block(0, len(member.data), raw_length, member.crc32, member.sha256), block))
-        age.held.append(member.data)
+        age.held.append(member)
         age.held_length += len(member.data)
         if block.is_last:
             self._end_chain(age, block.chain)
@@ -287,8 +287,8 @@ class Packer:
         if age.held_length < target + self._least:
             return False
         length = 0
-        for count, data in enumerate(age.held, 1):
-            length += len(data)
+        for count, member in enumerate(age.held, 1):
+            length += len(member.data)
             if length >= target:
                 if age.held_length - length < self._least:
                     return False
@@ -297,11 +297,12 @@ class Packer:
         return False
 
     def _emit(self, age: _Age, count: int) -> None:
-        """Send the first `count` of the blocks that wait, as one part."""
-        data = b"".join(age.held[:count])
+        """Send the first `count` of the blocks that wait, as one part, or name where the earlier archive has it."""
+        data = b"".join(member.data for member in age.held[:count])
+        offset = joined([(self._pool.origin_of(member), len(member.data)) for member in age.held[:count]])
         del age.held[:count]
         age.held_length -= len(data)
-        part = self._pool.next_part(len(data), isal_zlib.crc32(data))
+        part = self._pool.next_part(len(data), isal_zlib.crc32(data), offset if len(data) >= self._least else None)
         age.stretch.parts.append(part)
         self._send(part, data)
 

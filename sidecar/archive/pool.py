@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 from sidecar.archive import index
 from sidecar.archive.entry import Kind, Range, Signature
 from sidecar.archive.index import Block, IndexedBlock
+from sidecar.archive.member import Member
 from sidecar.archive.spool import Spool
 
 Fingerprint = int
@@ -99,6 +100,7 @@ class Pool:
         self.stretches: list[Stretch] = []
         self._known: dict[Fingerprint, Chain] = {}
         self._earlier: list[Chain] = []
+        self._there: dict[str, Range] = {}
         self._kept: dict[int, Range] = {}
         self._parts = 0
 
@@ -110,11 +112,12 @@ class Pool:
     def load(self, blocks: Iterable[tuple[bytes, IndexedBlock]]) -> None:
         """Take the blocks of an earlier archive whose files were settled when it was made, as lines of its index.
 
-        They are candidates: `choose` makes parts of those that a walk has left standing. Raises what the iteration
-        raises, SpoolFull.
+        They are candidates: `choose` makes parts of those that a walk has left standing. Of all others, too, it is
+        known which bytes they are: see `origin_of`. Raises what the iteration raises, SpoolFull.
         """
         chain: Chain | None = None
         for line, indexed in blocks:
+            self._there[indexed.block.sha256] = Range(indexed.block.offset, indexed.block.length)
             if indexed.continues is None:
                 chain = None
             if indexed.data_crc32 is None or (indexed.continues is not None and chain is None):
@@ -125,6 +128,11 @@ class Pool:
             for file in indexed.files:
                 self.expect(chain, fingerprint(file.path, file.signature))
             self.extend(chain, indexed.block, line, len(indexed.files))
+
+    def origin_of(self, member: Member) -> int | None:
+        """Where the earlier archive has the very bytes of a block that was made anew; None where it has not."""
+        found = self._there.get(member.sha256)
+        return found.position if found is not None and found.length == len(member.data) else None
 
     def expect(self, chain: Chain, number: Fingerprint) -> None:
         """The chain holds a file of that number."""
@@ -240,6 +248,17 @@ class Pool:
         yield from self._earlier
         for stretch in self.stretches:
             yield from stretch.chains
+
+
+def joined(pieces: Iterable[tuple[int | None, int]]) -> int | None:
+    """Where pieces (offset, length) begin that follow one another without a gap; None where they do not."""
+    begin = end = None
+    for offset, length in pieces:
+        if offset is None or (end is not None and offset != end):
+            return None
+        begin = offset if begin is None else begin
+        end = offset + length
+    return begin
 
 
 def _neighbours(chains: Iterable[Chain]) -> Iterator[list[Chain]]:

@@ -94,7 +94,7 @@ def matching(index: bytes, pattern: str) -> Extract:
     for each in read_blocks(index):
         in_order(each)
         borders = [*(file.at for file in each.files), each.block.raw_length]
-        if goes_on and borders[0]:
+        if goes_on and each.continues and borders[0]:
             pieces.append(Piece(each.block, 0, borders[0]))
         for file, end in zip(each.files, borders[1:], strict=True):
             goes_on = file.path in wanted

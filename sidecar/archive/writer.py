@@ -37,7 +37,7 @@ class ArchiveSummary:
 
 def write_archive(
     captured: Capture,
-    deliver: Callable[[bytes], None],
+    deliver: Callable[[bytes, int | None], None],
     index_path: Path,
     *,
     volume: str,
@@ -51,8 +51,9 @@ def write_archive(
 ) -> ArchiveSummary:
     """The pool's blocks, then what was captured, packed, compressed and delivered in order; the index beside.
 
-    keep: told each stretch of the pool that is part of the archive, before anything is delivered. deliver is called
-    from this thread only, and blocks when the stores are slower than we are. level: ISA-L's, 0 to 3. check raises to
+    keep: told each stretch of the pool that is part of the archive, before anything is delivered. deliver: takes each
+    block, and where the earlier archive has the same bytes, if it has; it is called from this thread only, and blocks
+    when the stores are slower than we are. level: ISA-L's, 0 to 3. check raises to
     stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory.
     Raises what deliver, check and packed raise.
     """
@@ -85,7 +86,7 @@ def write_archive(
             raw_size += plan.raw_length
             files += len(plan.entries)
             blocks += 1
-            deliver(member.data)
+            deliver(member.data, pool.origin_of(member) if pool else None)
             packed(plan.raw_length)
 
         try:

@@ -13,7 +13,7 @@ from typing import Self
 from isal import isal_zlib
 
 from sidecar import sets
-from sidecar.archive.pool import Part
+from sidecar.archive.pool import Part, joined
 from sidecar.errors import (
     DAMAGE,
     ChecksumMismatch,
@@ -26,7 +26,7 @@ from sidecar.errors import (
 from sidecar.events import Emit
 from sidecar.jobs.ownership import Claimant, claim
 from sidecar.report import Outcome, StoreReport
-from sidecar.stores.parts import PartAssembler
+from sidecar.stores.parts import Assembled, PartAssembler
 from sidecar.stores.pool import PooledUpload
 from sidecar.stores.port import MEBIBYTE, Store, Stored
 
@@ -51,6 +51,7 @@ class Parcel:
         self._next = 1
         self._numbers: list[int] = []
         self._source: Stored | None = None
+        self.bytes_copied = 0  # of what was delivered
         self.defers = owner.defers
 
     def put_part(self, part: Part, data: bytes) -> None:
@@ -60,35 +61,38 @@ class Parcel:
         self._next = part.number + 1
         self._try(lambda upload: upload.put(part.number, data, part.crc32))
 
-    def copy_part(self, part: Part, source: Stored) -> None:
-        """Have the store copy a part of the pool from the earlier archive. Raises ReuseFailed, also later."""
+    def reuse(self, source: Stored) -> None:
+        """From here on, parts may be copied from this earlier archive."""
         self._source = source
+
+    def copy_part(self, part: Part) -> None:
+        """Have the store copy a part of the pool from the earlier archive. Raises ReuseFailed, also later."""
         if self.defers:
             return
         assert part.offset is not None
-        offset = part.offset
         self._next = part.number + 1
-        self._try(lambda upload: upload.copy(part.number, source, offset, part.length, part.crc32))
+        self._copy(part.number, part.offset, part.length, part.crc32)
 
     def keep(self, part: Part, data: Callable[[], bytes]) -> None:
         """The part belongs to the object, and comes next in it. data: gives its bytes, where they were held."""
         if not self.defers:
             self._numbers.append(part.number)
         elif part.offset is not None:
-            number, source, offset = self._number(), self._source, part.offset
-            assert source is not None
-            self._try(lambda upload: upload.copy(number, source, offset, part.length, part.crc32))
+            self._copy(self._number(), part.offset, part.length, part.crc32)
         elif self._limits.equal_parts:
             self.deliver(data())
         else:
             number = self._number()
             self._try(lambda upload: upload.put(number, data(), part.crc32))
 
-    def deliver(self, block: bytes) -> None:
-        """Add bytes behind what is kept; blocks while the store is slower than we are."""
+    def deliver(self, block: bytes, offset: int | None = None) -> None:
+        """Add bytes behind what is kept; blocks while the store is slower than we are.
+
+        offset: where the earlier archive has them. What makes a part there as well is copied. Raises ReuseFailed.
+        """
         if self._assembler is None:
             self._assembler = PartAssembler(self._expected, self._limits, self._next)
-        self._put(self._assembler.add(block))
+        self._put(self._assembler.add(block, offset))
 
     def flush(self) -> None:
         """Send what is left of the object; blocks like `deliver`. `finish` does so too, and waits for it."""
@@ -148,10 +152,20 @@ class Parcel:
         self._numbers.append(number)
         return number
 
-    def _put(self, parts: Iterable[tuple[int, bytes]]) -> None:
-        for number, data in parts:
+    def _put(self, parts: Iterable[Assembled]) -> None:
+        for number, data, blocks in parts:
             self._numbers.append(number)
-            self._try(partial(_put, number, data))
+            offset = joined(blocks)
+            if self._source is None or offset is None or len(data) < self._limits.least_copy:
+                self._try(partial(_put, number, data))
+            else:
+                self._copy(number, offset, len(data), isal_zlib.crc32(data))
+                self.bytes_copied += len(data)
+
+    def _copy(self, number: int, offset: int, length: int, crc32: int) -> None:
+        source = self._source
+        assert source is not None
+        self._try(lambda upload: upload.copy(number, source, offset, length, crc32))
 
     def _try(self, act: Callable[[PooledUpload], None]) -> None:
         upload = self._upload

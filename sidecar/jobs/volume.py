@@ -126,13 +126,16 @@ class VolumeBackup:
         self._earlier = None if is_full else earlier
         if self._earlier:
             self._pool.load(self._earlier.blocks())
+            for each, parcel in zip(self._consignments, self._parcels, strict=True):
+                if each.alive:
+                    parcel.reuse(self._earlier.stored[each.store.name])
         limits = strictest(each.store.capabilities for each in self._consignments)
         threads = self._compression.threads
         with ThreadPoolExecutor(threads, thread_name_prefix="compress") as executor:
             packer = Packer(
                 self._pool,
                 self._send,
-                least=limits.least_part,
+                least=max(limits.least_part, limits.least_copy),
                 target=lambda number: part_target(number, self._expected, limits),
                 synced_ns=synced_ns,
                 level=self._compression.level,
@@ -188,7 +191,7 @@ class VolumeBackup:
             summary,
             index,
             self._packed + captured.bytes_read,
-            self._pool.reused() if self._pool else 0,
+            max(parcel.bytes_copied for parcel in self._parcels) + (self._pool.reused() if self._pool else 0),
             self._earlier,
             tuple(self._differing),
         )
@@ -199,18 +202,19 @@ class VolumeBackup:
         target = max(_COPIED_AT_ONCE, part_target(1, self._expected, limits))
         fallen = self._pool.choose(max(limits.least_part, limits.least_copy), target)
         for part in [part for stretch in self._pool.stretches for part in stretch.parts if part.offset is not None]:
-            self._check()
-            for each, parcel in zip(self._consignments, self._parcels, strict=True):
-                if self._earlier and each.alive:
-                    parcel.copy_part(part, self._earlier.stored[each.store.name])
+            self._send(part)
         return fallen
 
-    def _send(self, part: Part, data: bytes) -> None:
+    def _send(self, part: Part, data: bytes = b"") -> None:
+        """data: of a part that the earlier archive has not got."""
         assert self._pool is not None
         self._check()
         for parcel in self._parcels:
-            parcel.put_part(part, data)
-        if any(parcel.defers for parcel in self._parcels):
+            if part.offset is None:
+                parcel.put_part(part, data)
+            else:
+                parcel.copy_part(part)
+        if part.offset is None and any(parcel.defers for parcel in self._parcels):
             self._pool.keep_bytes(part, data)
 
     def _keep(self, stretch: Stretch) -> None:
@@ -222,9 +226,9 @@ class VolumeBackup:
         if stretch.loose:
             self._deliver(stretch.loose)
 
-    def _deliver(self, block: bytes) -> None:
+    def _deliver(self, block: bytes, offset: int | None = None) -> None:
         for parcel in self._parcels:
-            parcel.deliver(block)
+            parcel.deliver(block, offset)
 
 
 def _recorded(earlier: Earlier) -> dict[Fingerprint, int]:

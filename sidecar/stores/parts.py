@@ -8,6 +8,8 @@ from sidecar.stores.port import MEBIBYTE, Capabilities
 
 SMALLEST_TARGET = 8 * MEBIBYTE
 
+Assembled = tuple[int, bytes, list[tuple[int | None, int]]]
+
 
 def strictest(limits: Iterable[Capabilities]) -> Capabilities:
     """What all of these allow. Of stores that want equal parts, or cannot leave any out, nothing is asked here."""
@@ -63,25 +65,36 @@ class PartLengths:
 
 
 class PartAssembler:
-    """Takes blocks in order and gives parts: (number, bytes), from number `first` on. `end` gives the rest."""
+    """Takes blocks in order and gives parts, from number `first` on; `end` gives the rest.
+
+    A part is (number, bytes, blocks): the last as (offset, length), offset being what `add` was told of it; no blocks
+    where the part does not begin and end with one.
+    """
 
     def __init__(self, expected: int, limits: Capabilities, first: int = 1) -> None:
         self._lengths = PartLengths(expected, limits, first)
         self._number = first
         self._held: list[bytes] = []
+        self._blocks: list[tuple[int | None, int]] = []
 
-    def add(self, block: bytes) -> Iterator[tuple[int, bytes]]:
+    def add(self, block: bytes, offset: int | None = None) -> Iterator[Assembled]:
         """The parts that are complete with this block."""
         self._held.append(block)
+        self._blocks.append((offset, len(block)))
         for length in self._lengths.add(len(block)):
             data = b"".join(self._held)
             self._held = [data[length:]] if length < len(data) else []
-            yield self._number, data[:length]
-            self._number += 1
+            yield self._part(data[:length])
 
-    def end(self) -> Iterator[tuple[int, bytes]]:
+    def end(self) -> Iterator[Assembled]:
         """The last part, when there is a rest."""
         if self._held:
-            yield self._number, b"".join(self._held)
+            data = b"".join(self._held)
             self._held = []
-            self._number += 1
+            yield self._part(data)
+
+    def _part(self, data: bytes) -> Assembled:
+        blocks, self._blocks = self._blocks, []
+        whole = not self._held and sum(length for _, length in blocks) == len(data)
+        number, self._number = self._number, self._number + 1
+        return number, data, blocks if whole else []

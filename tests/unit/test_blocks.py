@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 from collections.abc import Sequence
@@ -42,6 +43,16 @@ def members(stream: bytes) -> list[tuple[bytes, bytes, bytes | None, int]]:
         return found
 
 
+def is_large(entry: Entry, target: int) -> bool:
+    stored = -(-entry.data_length // RECORD) * RECORD
+    return entry.kind is Kind.FILE and stored > 0 and len(head(entry)) + stored > target
+
+
+def first_of(plan: BlockPlan) -> bytes | None:
+    """The file that a block begins with or inside of."""
+    return plan.continues.path if plan.continues else plan.entries[0][0].path if plan.entries else None
+
+
 @patient
 @given(made_up=made_up(), target=targets)
 def test_the_blocks_together_are_the_tar_stream_of_the_entries(made_up: MadeUp, target: int) -> None:
@@ -71,8 +82,39 @@ def test_a_block_exceeds_its_target_by_no_more_than_a_head_or_the_end(made_up: M
 
     *blocks, last = plan_blocks(made_up.entries, target=target)
 
-    assert all(target <= plan.raw_length < target + max(largest_head, 1) for plan in blocks)
+    assert all(plan.raw_length < target + max(largest_head, 1) for plan in blocks)
     assert last.raw_length < target + max(largest_head, 1) + END
+
+
+@patient
+@given(made_up=made_up(), records=st.integers(1, 40))
+def test_only_before_and_at_the_end_of_a_file_larger_than_a_block_is_a_block_smaller_than_its_target(
+    made_up: MadeUp, records: int
+) -> None:
+    target = records * RECORD
+    large = {entry.path for entry in made_up.entries if is_large(entry, target)}
+    plans = list(plan_blocks(made_up.entries, target=target))
+    for plan, following in itertools.pairwise(plans):
+        if plan.raw_length < target:
+            assert large & {first_of(plan), first_of(following)}
+
+
+@patient
+@given(made_up=made_up(), before=made_up(), records=st.integers(2, 40))
+def test_a_file_larger_than_a_block_is_cut_into_the_same_blocks_wherever_it_stands(
+    made_up: MadeUp, before: MadeUp, records: int
+) -> None:
+    target = records * RECORD
+
+    def cut(entries: Sequence[Entry], path: bytes) -> list[list[bytes | Range]]:
+        return [plan.pieces for plan in plan_blocks(entries, target=target) if first_of(plan) == path]
+
+    others = [entry for entry in before.entries if entry.path not in made_up.contents]
+    for entry in made_up.entries:
+        if is_large(entry, target):
+            alone = cut([entry], entry.path)
+            assert len(alone) > 1
+            assert cut([*others, *made_up.entries], entry.path) == alone
 
 
 @patient
@@ -126,5 +168,6 @@ def test_small_files_fill_a_block_together_and_a_large_one_runs_through_several(
     plans = list(plan_blocks([*small, large], target=8192))
 
     assert [entry.path for entry, _ in plans[0].entries] == [b"%d" % number for number in range(8)]
-    assert sum(1 for plan in plans if plan.continues and plan.continues.path == b"large") >= 9
-    assert all(plan.raw_length == 8192 for plan in plans[:-1])
+    assert plans[2].entries == [(large, 0)]
+    assert sum(1 for plan in plans if plan.continues and plan.continues.path == b"large") == 10
+    assert [plan.raw_length for plan in plans] == [8192, 2048, *[8192] * 10, 512, END]

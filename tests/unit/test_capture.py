@@ -86,7 +86,7 @@ def captured(
         found = capture(os.fspath(root), Copies(spool), check, copied)
         write_archive(
             found,
-            lambda block: archive.write(block) and None,
+            lambda block, _: archive.write(block) and None,
             root.parent / "index",
             volume="v",
             set_name="s",

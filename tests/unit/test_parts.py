@@ -121,7 +121,28 @@ def test_the_bytes_of_the_parts_are_the_bytes_of_the_blocks_in_order_and_numbere
     parts = [part for block in blocks for part in assembler.add(block)]
     parts += assembler.end()
 
-    assert b"".join(data for _, data in parts) == b"".join(blocks)
-    assert [number for number, _ in parts] == list(range(1, len(parts) + 1))
-    assert [len(data) for _, data in parts] == parts_of(sizes, sum(sizes), limits)
+    assert b"".join(data for _, data, _ in parts) == b"".join(blocks)
+    assert [number for number, *_ in parts] == list(range(1, len(parts) + 1))
+    assert [len(data) for _, data, _ in parts] == parts_of(sizes, sum(sizes), limits)
     assert list(assembler.end()) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(1, 6 * MEBIBYTE // 4), max_size=30), limits=st.sampled_from([small, equal]))
+def test_a_part_tells_which_blocks_it_is_made_of_if_it_is_made_of_whole_ones(
+    sizes: list[int], limits: Capabilities
+) -> None:
+    assembler = PartAssembler(sum(sizes), limits)
+
+    parts = [part for number, size in enumerate(sizes) for part in assembler.add(bytes(size), number * 2**20)]
+    parts += assembler.end()
+
+    at, block_ends = 0, {sum(sizes[:count]) for count in range(len(sizes) + 1)}
+    for _, data, blocks in parts:
+        if blocks:
+            assert sum(length for _, length in blocks) == len(data)
+            assert at in block_ends
+        at += len(data)
+    if not limits.equal_parts:
+        told = [block for *_, blocks in parts for block in blocks]
+        assert told == [(number * 2**20, size) for number, size in enumerate(sizes)]

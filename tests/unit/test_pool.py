@@ -7,6 +7,7 @@ finds in the archive.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -26,7 +27,8 @@ from hypothesis import strategies as st
 from isal import isal_zlib
 
 from sidecar.archive import capture as walks
-from sidecar.archive import filesystem, packer
+from sidecar.archive import filesystem, packer, writer
+from sidecar.archive.blocks import plan_blocks
 from sidecar.archive.copies import Copies
 from sidecar.archive.index import combined_crc32
 from sidecar.archive.packer import Packer
@@ -52,6 +54,7 @@ class Made:
     left_out: int  # parts that were sent in vain
     packed: int  # data bytes read by the live pass
     in_parts: int  # bytes of the archive that are parts of the upload: at the next run the store can copy them
+    found: int  # bytes of blocks that were delivered though the archive before has them
 
 
 class Volume:
@@ -102,7 +105,12 @@ class Volume:
 
             def send(part: Part, data: bytes) -> None:
                 assert (part.length, part.crc32) == (len(data), isal_zlib.crc32(data))
-                if self.defers:
+                if part.offset is not None:  # the packer has made what was there: the store copies it
+                    assert earlier is not None
+                    assert part.length >= self.least
+                    assert earlier.data[part.offset : part.offset + part.length] == data
+                    parts[part.number] = data
+                elif self.defers:
                     pool.keep_bytes(part, data)
                 else:
                     parts[part.number] = data
@@ -145,11 +153,21 @@ class Volume:
             walks.precopy(root, copies, check, lambda _: None, pool)
             meanwhile("copied")
             captured = walks.capture(root, copies, check, lambda _: None, pool)
+            found = 0
+
+            def deliver(block: bytes, offset: int | None) -> None:
+                nonlocal found
+                if offset is not None:
+                    assert earlier is not None
+                    assert earlier.data[offset : offset + len(block)] == block
+                    found += len(block)
+                body.append(block)
+
             index = self._beside / "index"
             reused = pool.reused()
             summary = write_archive(
                 captured,
-                body.append,
+                deliver,
                 index,
                 volume="v",
                 set_name="s",
@@ -168,6 +186,7 @@ class Volume:
             len(parts.keys() - set(kept)),
             live.bytes_read,
             sum(len(parts[number]) for number in kept if number in parts),
+            found,
         )
         assert (summary.size, summary.crc32) == (len(made.data), isal_zlib.crc32(made.data))
         assert kept == sorted(kept)
@@ -191,6 +210,7 @@ def _any_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packer, "TARGET", 8192)
+    monkeypatch.setattr(writer, "plan_blocks", functools.partial(plan_blocks, target=8192))
 
 
 @pytest.fixture
@@ -334,6 +354,47 @@ def fill(root: Path, count: int = 40, size: int = 3000) -> None:
         directory = root / f"d{number % 4}"
         directory.mkdir(exist_ok=True)
         (directory / f"f{number}").write_bytes(os.urandom(size))
+
+
+def grown(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(os.urandom(10_000))
+
+
+def patched(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(50_000)
+        file.write(b"changed")
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+@pytest.mark.parametrize("change", [grown, patched])
+def test_of_a_large_file_that_changed_only_the_blocks_that_did_are_sent(
+    volume: Volume, change: Callable[[Path], None], is_settled: bool
+) -> None:
+    """A log that grows, a table that changes in one place: hot or settled, and with others before and behind it."""
+    fill(volume.root)
+    large = volume.root / "d1" / "large"
+    large.write_bytes(os.urandom(120_000))
+    for number in (1, 2):
+        if is_settled:
+            volume.in_an_hour()
+        made = volume.back_up()
+        assert_whole(volume, made)
+        if number == 1:
+            change(large)
+            (volume.root / "d0" / "f0").write_bytes(os.urandom(5000))  # nothing lies where it did
+    reused = made.copied if is_settled else made.found
+    assert reused > 120_000 - 4 * 8192
+
+
+def test_a_full_run_sends_everything_again(volume: Volume) -> None:
+    (volume.root / "large").write_bytes(os.urandom(120_000))
+    for full in (False, True):
+        made = volume.back_up(full=full)
+        assert_whole(volume, made)
+        assert (made.found, made.copied) == (0, 0)
+    assert volume.back_up().found > 100_000
 
 
 def test_what_is_settled_is_read_once_and_then_copied_inside_the_store(volume: Volume) -> None:

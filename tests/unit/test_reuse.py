@@ -8,18 +8,22 @@ import os
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from isal import isal_zlib
 
-from sidecar.archive import filesystem, packer
+from sidecar.archive import filesystem, packer, writer
+from sidecar.archive.blocks import plan_blocks
+from sidecar.archive.reader import read_blocks
 from sidecar.errors import StoreUnreachable
 from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.report import Outcome, RunReport
 from sidecar.sets import How
+from sidecar.stores import parts
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Capabilities, Stored
 from tests.unit.shop import Shop
@@ -167,6 +171,65 @@ def test_a_store_that_can_less_gets_whole_archives_too(shop: Shop, limits: Capab
     copies = limits.copies_ranges and not limits.equal_parts
     assert (reused(second)["files"] > 20_000) == copies
     assert bool(refusals(shop)) == (not copies)
+
+
+@pytest.fixture
+def log(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A large file in `db`, by what small blocks and parts make of it."""
+    monkeypatch.setattr(parts, "SMALLEST_TARGET", 8192)
+    monkeypatch.setattr(writer, "plan_blocks", partial(plan_blocks, target=4096))
+    path = shop.data("db") / "log"
+    path.write_bytes(os.urandom(100_000))
+    return path
+
+
+def grow(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(os.urandom(5000))
+
+
+@pytest.mark.parametrize("is_hot", [False, True])
+@pytest.mark.parametrize("limits", [ALL, replace(ALL, leaves_parts_out=False)], ids=["all", "leaves none out"])
+def test_of_a_large_file_that_grows_only_what_is_new_is_sent(
+    shop: Shop, log: Path, limits: Capabilities, is_hot: bool
+) -> None:
+    if is_hot:
+        shop.start -= timedelta(days=3650)  # by that clock everything is touched in the future
+    shop.stores = {"s3": Bucket(name="s3", off_host=True, capabilities=limits)}
+    shop.run()
+    next_day(shop)
+    grow(log)
+    second = shop.run()
+    assert_whole(shop, second)
+    (db,) = [volume for volume in second.volumes if volume.volume == "db"]
+    assert db.bytes_reused > 80_000
+    assert db.bytes_uploaded + db.bytes_reused == db.archive_bytes
+    assert second.stores["s3"].bytes_uploaded < 80_000
+
+
+@pytest.mark.parametrize("is_hot", [False, True])
+def test_of_a_large_file_whose_earlier_blocks_were_altered_without_a_trace_everything_is_sent(
+    shop: Shop, log: Path, is_hot: bool
+) -> None:
+    if is_hot:
+        shop.start -= timedelta(days=3650)
+    first = shop.run()
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    (at,) = [
+        each.block.offset
+        for each in read_blocks(bucket.data(f"{first.set}/db.index.jsonl.gz"))
+        if each.continues and 40_000 < each.continues[1] < 44_097
+    ]
+    data = bytearray(bucket.data(f"{first.set}/db.tar.gz"))
+    data[at + 100] ^= 1
+    bucket.alter(f"{first.set}/db.tar.gz", bytes(data), silently=True)
+    next_day(shop)
+    grow(log)
+    second = shop.run()
+    assert_whole(shop, second)
+    assert reused(second)["db"] == 0
+    assert f"verify {first.set}" in second.warnings[0]
 
 
 def test_a_store_that_wants_all_parts_after_all_is_found_out_and_gets_them_later(shop: Shop) -> None:

@@ -58,7 +58,14 @@ def pack(root: Path, to: Path, *, check: Callable[[], None] = lambda: None, sett
             precopy(os.fspath(root), copies, check, lambda _: None)
         captured = capture(os.fspath(root), copies, check, lambda _: None)
         summary = write_archive(
-            captured, lambda block: _write(out, block), index, volume="v", set_name="s", level=2, threads=2, check=check
+            captured,
+            lambda block, _: _write(out, block),
+            index,
+            volume="v",
+            set_name="s",
+            level=2,
+            threads=2,
+            check=check,
         )
     return Packed(archive, index, captured, summary)
 
