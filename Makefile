@@ -55,6 +55,7 @@ bench: image ## how long an application stands still, how fast backups and resto
 	@tests/bench/pause
 	@tests/bench/backup
 	@tests/bench/restore
+	@tests/bench/growth
 
 check: venv ## lint, formatting, types, the architecture's arrows
 	@$(PYTHON) -m ruff check --quiet
