@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,8 +27,7 @@ _AS_IF_NEVER = {
     "verification": "nothing is noted of the set",
     "drill": "nothing is noted of the set, and nothing of the drill is left",
 }
-# Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
-_PIPE_WIDTH = 1_000
+_BETWEEN = "  "  # columns
 # Of what `scan` found of one kind in one place, and of commands for one of them.
 _SETS_SHOWN = 3
 _ALIKE_SHOWN = 30
@@ -70,32 +70,39 @@ class Words:
 
     def __init__(self, *, terminal: bool) -> None:
         self._terminal = terminal
-        self.console = Console(
-            width=None if terminal else _PIPE_WIDTH, force_terminal=terminal, highlight=False, soft_wrap=True
-        )
+        self.console = Console(force_terminal=terminal, highlight=False, soft_wrap=True)
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line."""
         self.console.print(Text(printable(text), style=style))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-        """Rows under their columns' names; `right` names the columns of numbers."""
-        texts = [[printable(each) for each in row] for row in rows]
-        table = Table(box=box.SIMPLE_HEAD if self._terminal else None, pad_edge=False, show_edge=False)
+        """Rows under their columns' names, fitted into a terminal; `right` names the columns of numbers."""
+        if not self._terminal:
+            self.lines(columns, rows, right=right)
+            return
+        texts = _printables(rows)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for number, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if column in right else "left"
-            # A set's name is there to be copied, so it is never cut off.
+            # A set's name is there to be copied, so it is never cut in two.
             least = max((len(row[number]) for row in texts), default=0) if column == "set" else None
-            table.add_column(column, justify=justify, no_wrap=not self._terminal, min_width=least)
+            table.add_column(column, justify=justify, overflow="fold", min_width=least)
         for row in texts:
             table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
-        if table.row_count and self._terminal:
+        if texts:
             self.console.print(table)
-        elif table.row_count:
-            with self.console.capture() as captured:
-                self.console.print(table)
-            for line in captured.get().splitlines():
-                self.console.print(Text(line.rstrip()))
+
+    def lines(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        """Each row whole and on one line, however long, so that it can be copied, and read by `grep` and `awk`."""
+        texts = _printables(rows)
+        widths = [max(map(cell_len, column)) for column in zip(columns, *texts, strict=True)]
+        for number, row in enumerate([tuple(columns), *texts] if texts else []):
+            cells = [
+                _padding(cell, width) + cell if column in right else cell + _padding(cell, width)
+                for column, cell, width in zip(columns, row, widths, strict=True)
+            ]
+            self.console.print(Text(_BETWEEN.join(cells).rstrip(), style="bold" if number == 0 else ""))
 
     # --- run-now -----------------------------------------------------------------------------------------------------
 
@@ -420,7 +427,7 @@ class Words:
             self.line(f"  {name}: changed while frozen: {_some(paths)}", "yellow")
 
     def _files(self, files: Sequence[dict[str, Any]]) -> None:
-        self.table(
+        self.lines(
             ("mode", "owner", "size", "changed", "path"),
             [
                 (
@@ -579,6 +586,14 @@ class Words:
         if len(commands) > _COMMANDS_SHOWN:
             self.line(f"  and {len(commands) - _COMMANDS_SHOWN} more commands: --json has them all")
         self.line()
+
+
+def _printables(rows: Iterable[Sequence[object]]) -> list[tuple[str, ...]]:
+    return [tuple(printable(each) for each in row) for row in rows]
+
+
+def _padding(cell: str, width: int) -> str:
+    return " " * (width - cell_len(cell))
 
 
 def _age(seconds: float) -> str:

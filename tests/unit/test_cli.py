@@ -21,7 +21,7 @@ from rich.text import Text
 from sidecar.cli.main import EXIT_CODES, main
 from sidecar.cli.words import Words, duration, printable, size
 from sidecar.report import Outcome
-from tests.unit.fake_daemon import PLAN, SET
+from tests.unit.fake_daemon import FILE, PLAN, SET
 from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, DaemonProcess, environment, eventually, fake_daemon
 
 PROGRAM = [sys.executable, "-c", "from sidecar.cli.main import main; main()"]
@@ -330,6 +330,32 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
     assert "made on host-1, lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_one_long_path_is_told_whole_and_costs_no_other_row_a_column(capsys, monkeypatch, terminal: bool) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "/".join(["d" * 200] * 8)
+    files = [{**FILE, "path": "notes.txt"}, {**FILE, "path": long, "size": 12_345_678_901}]
+
+    Words(terminal=terminal).listing({"files": files}, one_set=False)
+
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    moment = r"[\d-]+ [\d:]+[+-]\d\d:\d\d"
+    assert re.fullmatch(r" *mode +owner +size +changed +path", lines[0])
+    assert re.fullmatch(rf"-0644  999:0 +3  {moment}  notes\.txt", lines[1])
+    assert re.fullmatch(rf"-0644  999:0  12345678901  {moment}  {long}", lines[2])
+
+
+def test_a_table_on_a_narrow_terminal_cuts_nothing_off(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "v" * 150
+
+    Words(terminal=True).listing({"sets": [SET | {"volumes": {name: SET["volumes"]["shop_data"]}}]}, one_set=True)
+
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("v") >= len(name)
 
 
 def test_list_shows_only_files_that_match_and_none_is_exit_code_10(daemon: DaemonProcess):
