@@ -47,6 +47,10 @@ class NotFound(SidecarError):
     code = "not_found"
 
 
+class NoSets(NotFound):
+    """Where sets were looked for there is none at all."""
+
+
 class Busy(SidecarError):
     """Another job holds the daemon."""
 

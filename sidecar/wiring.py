@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from sidecar.errors import (
     ConfigInvalid,
     EngineUnreachable,
     MountMissing,
+    NoSets,
     NotFound,
     ObjectMissing,
     OwnedByAnotherSidecar,
@@ -38,7 +39,7 @@ from sidecar.events import Emit, Follow
 from sidecar.guarding import Guarded
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
-from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.jobs.catalogue import hosts_with_sets, list_files, list_sets, none_of_host
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.drill import DrillTools, clear, drill
@@ -142,9 +143,10 @@ def tar_out(environ: Mapping[str, str], request: RestoreRequest, write: Callable
     """Write one volume of a set out as plain tar. Raises ConfigInvalid, and what `jobs.restore.write_tar` does."""
     settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
     policy = RetryPolicy(attempts=settings.max_attempts)
-    host = settings.host or "" if request.host is None else request.host
+    host = _backup_host(request.host, settings)
     stores = {name: RetryingStore(store, policy) for name, store in _stores_of(host, settings).items()}
-    write_tar(_wish(request), stores, write, threads=2 * _cores())
+    with _naming_hosts(request.host, settings):
+        write_tar(_wish(request), stores, write, threads=2 * _cores())
 
 
 def stand_by(
@@ -238,12 +240,15 @@ class _Jobs:
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
         stores = self._stores(cancelled, host=request.host)
-        return restore(_wish(request), self._restore_tools(stores, follow, cancelled), follow, cancelled)
+        with _naming_hosts(request.host, self._settings):
+            return restore(_wish(request), self._restore_tools(stores, follow, cancelled), follow, cancelled)
 
     def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
         stores = self._quick_stores(host=request.host)
-        plan, catalogue = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
-        document = plan.as_json()
+        tools = self._restore_tools(stores, lambda _: None, threading.Event())
+        with _naming_hosts(request.host, self._settings):
+            plan, catalogue = plan_restore(_wish(request), tools)
+        document = plan.as_json() | {"backup_host": _backup_host(request.host, self._settings)}
         known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set))
         return document | {"warnings": [*known, *catalogue.unread, *document["warnings"]]}
 
@@ -272,7 +277,8 @@ class _Jobs:
             emit=self._emit,
             now=_now,
         )
-        return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
+        with _naming_hosts(None, self._settings):
+            return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
 
     def drill(self, request: DrillRequest, follow: Follow, cancelled: threading.Event) -> DrillReport:
         tools = DrillTools(
@@ -286,10 +292,12 @@ class _Jobs:
             emit=self._emit,
             now=_now,
         )
-        return drill(request.set_name, request.volumes, tools, follow, cancelled)
+        with _naming_hosts(None, self._settings):
+            return drill(request.set_name, request.volumes, tools, follow, cancelled)
 
     def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
-        return keep(set_name, wanted, self._quick_stores(), self._claimant())
+        with _naming_hosts(None, self._settings):
+            return keep(set_name, wanted, self._quick_stores(), self._claimant())
 
     def plan(self) -> dict[str, Any]:
         stores = {name: store.location for name, store in self._bare_stores.items()}
@@ -299,9 +307,16 @@ class _Jobs:
         self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
     ) -> dict[str, Any]:
         stores = self._quick_stores(host=host)
-        if set_name is None or volume is None:
-            return list_sets(stores, set_name)
-        return list_files(stores, set_name, volume, pattern)
+        with _naming_hosts(host, self._settings):
+            if set_name is not None and volume is not None:
+                return list_files(stores, set_name, volume, pattern)
+            document = list_sets(stores, set_name, backup_host=_backup_host(host, self._settings))
+        if document["sets"] or document["errors"] or document["warnings"]:
+            return document
+        nothing = none_of_host(host, _hosts(self._settings))
+        if host is not None:
+            raise nothing
+        return document | {"hint": nothing.hint}
 
     def _quick_stores(self, *, host: str | None = None) -> Mapping[str, Store]:
         stores = self._prompt_stores if host is None else _stores_of(host, self._settings)
@@ -425,6 +440,30 @@ def _stores_of(host: str, settings: Settings) -> Mapping[str, Store]:
     """Where another host (BACKUP_HOST; empty: one without a name) keeps its sets, beside ours."""
     theirs = replace(settings, host=host or None)
     return {name: _store(name, theirs) for name in settings.stores}
+
+
+def _backup_host(asked: str | None, settings: Settings) -> str:
+    """The name of the host whose sets are meant, as `--host` takes it."""
+    return settings.host or "" if asked is None else asked
+
+
+def _hosts(settings: Settings) -> list[str]:
+    """Whose sets there are, wherever the settings lead but for BACKUP_HOST."""
+    everywhere = replace(settings, host=None)
+    stores = {name: _store(name, everywhere, read_timeout=_SOON) for name in settings.stores}
+    return hosts_with_sets({name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in stores.items()})
+
+
+@contextmanager
+def _naming_hosts(asked: str | None, settings: Settings) -> Iterator[None]:
+    """Who finds no set at all where others have some is told of those."""
+    try:
+        yield
+    except NoSets as error:
+        hosts = _hosts(settings)
+        if asked is None and not hosts:
+            raise
+        raise none_of_host(asked, hosts) from error
 
 
 def _wish(request: RestoreRequest) -> Wish:

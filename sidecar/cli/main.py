@@ -230,7 +230,7 @@ def list_sets(
     """List all sets, the volumes of one SET, or the files of one VOLUME in it (those that match GLOB).
 
     Exit codes: 0 good, 1 no store answered, 3 one store did not, so that sets may be missing here, 10 no such set,
-    volume or file.
+    volume or file, or no set of that host.
     """
     document = daemon.get("/sets", {"set": set_name, "volume": volume, "pattern": pattern, "host": host})
     if as_json:

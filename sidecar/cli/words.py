@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -184,7 +185,7 @@ class Words:
 
     def restore_plan(self, plan: dict[str, Any]) -> None:
         """What a restore would do now."""
-        self.line(f"set {plan['set']} of host {plan['host']}, begun {_moment(plan['time'])}", "bold")
+        self.line(f"set {plan['set']}, made on {_host(plan)}, begun {_moment(plan['time'])}", "bold")
         self.table(
             ("  volume", "files", "size", "to fetch", ""),
             [
@@ -377,7 +378,7 @@ class Words:
         elif document["sets"]:
             self._sets(document["sets"])
         else:
-            self.line("there is no set; `docker exec backup run-now` makes one")
+            self.line(_sentence("there is no set", document.get("hint")))
 
     def _sets(self, sets: Sequence[dict[str, Any]]) -> None:
         self.table(
@@ -401,7 +402,7 @@ class Words:
 
     def _volumes(self, described: dict[str, Any]) -> None:
         stores = ", ".join(described["stores"])
-        self.line(f"{described['set']}: {described['outcome']}, made on {described['host']}, lies in {stores}")
+        self.line(f"{described['set']}: {described['outcome']}, made on {_host(described)}, lies in {stores}")
         self.table(
             ("volume", "files", "size", "archive"),
             [
@@ -604,6 +605,11 @@ def _age(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min old"
     return f"{minutes // 60} h old" if minutes < 48 * 60 else f"{minutes // 1440} days old"
+
+
+def _host(described: dict[str, Any]) -> str:
+    """The machine that made a set, and what finds it: the machine's own name is not always its BACKUP_HOST."""
+    return f"{described['host']} (--host {shlex.quote(described['backup_host'])})"
 
 
 def _fate(volume: dict[str, Any], pattern: str | None) -> str:

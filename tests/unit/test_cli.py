@@ -328,7 +328,7 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
         "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                         reason=upgrade" in sets
     )
     assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
-    assert "made on host-1, lies in s3" in volumes
+    assert "made on host-1 (--host ''), lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
 
 
@@ -654,7 +654,7 @@ def test_a_restore_shows_what_it_will_do_then_does_it_and_says_how_it_went(daemo
 
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert lines[0] == "set backup-20260102_030000 of host host-1, begun 2026-01-02 03:00:00 UTC"
+    assert lines[0] == "set backup-20260102_030000, made on host-1 (--host ''), begun 2026-01-02 03:00:00 UTC"
     assert any("shop_data" in line and "is replaced" in line for line in lines)
     assert "  stopped for it, and started again: shop-db-1" in lines
     assert "good: backup-20260102_030000, in 7.3 s" in lines
