@@ -52,7 +52,7 @@ from sidecar.jobs.restore import (
     Wish,
     is_decided,
     owed_volumes,
-    plan_restore,
+    preview,
     restore,
     settle_owed,
     settle_volumes,
@@ -247,10 +247,7 @@ class _Jobs:
         stores = self._quick_stores(host=request.host)
         tools = self._restore_tools(stores, lambda _: None, threading.Event())
         with _naming_hosts(request.host, self._settings):
-            plan, catalogue = plan_restore(_wish(request), tools)
-        document = plan.as_json() | {"backup_host": _backup_host(request.host, self._settings)}
-        known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set))
-        return document | {"warnings": [*known, *catalogue.unread, *document["warnings"]]}
+            return preview(_wish(request), tools) | {"backup_host": _backup_host(request.host, self._settings)}
 
     def _restore_tools(self, stores: Mapping[str, Store], follow: Follow, cancelled: threading.Event) -> RestoreTools:
         def safety(volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:

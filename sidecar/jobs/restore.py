@@ -39,7 +39,7 @@ from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs import delivery
 from sidecar.jobs.catalogue import PRE_RESTORE, Catalogue, answered
 from sidecar.jobs.delivery import Delivery, Wanted, settle
-from sidecar.jobs.download import find_archive, tar_stream
+from sidecar.jobs.download import find_archive, proven_index, tar_stream
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, worst
@@ -113,6 +113,17 @@ def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogu
     return replace(plan, pattern=wish.pattern, safety=wish.safety), catalogue
 
 
+def preview(wish: Wish, tools: RestoreTools) -> dict[str, Any]:
+    """The object of `restore --dry-run --json`. Raises what `plan_restore` does, NotFound for what matches nothing."""
+    plan, catalogue = plan_restore(wish, tools)
+    document, holders = plan.as_json(), catalogue.holders[plan.manifest.set]
+    if wish.pattern is not None:
+        (each,) = plan.volumes
+        document["volumes"][0] |= _amounts(_extract(wish, each.stored, [tools.stores[name] for name in holders]))
+    known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set), *catalogue.unread)
+    return document | {"warnings": [*known, *document["warnings"]]}
+
+
 def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> RestoreReport:
     """Put volumes back to what they were in a set.
 
@@ -165,6 +176,20 @@ def _wanted(wish: Wish, volume: SetVolume) -> Callable[[bytes], Extract]:
         return extract
 
     return wanted
+
+
+def _extract(wish: Wish, volume: SetVolume, stores: Sequence[Store]) -> Extract:
+    """What will be taken, by the first index that is whole. Raises NotFound, and the last store's error."""
+    for store in stores[:-1]:
+        with suppress(StoreError, SetInvalid, ArchiveDamaged):
+            return _wanted(wish, volume)(proven_index(store, volume))
+    return _wanted(wish, volume)(proven_index(stores[-1], volume))
+
+
+def _amounts(extract: Extract) -> dict[str, int]:
+    """As the plan has them of a whole volume; a block is fetched whole, however little of it is wanted."""
+    blocks = {piece.block.offset: piece.block.length for piece in extract.pieces}
+    return {"files": extract.files, "raw_bytes": extract.length, "archive_bytes": sum(blocks.values())}
 
 
 def settle_owed(engine: Engine, own: Container, journal: Journal, emit: Emit) -> None:

@@ -41,6 +41,7 @@ from sidecar.jobs.restore import (
     Wish,
     owed_volumes,
     plan_restore,
+    preview,
     restore,
     settle_owed,
     write_tar,
@@ -662,6 +663,35 @@ def test_the_plan_says_what_would_be_done_and_does_nothing(loss: Loss) -> None:
     assert loss.now() == loss.ruined
     assert loss.engine.helping == []
     assert loss.events == []
+
+
+def test_the_plan_of_a_path_tells_of_what_matches_and_of_nothing_else(loss: Loss) -> None:
+    (listed,) = list_sets(loss.stores)["sets"]
+    (of_all,) = preview(Wish(named=("db",)), loss.tools())["volumes"]
+    (of_path,) = preview(Wish(named=("db",), pattern="one/*"), loss.tools())["volumes"]
+    assert {key: of_all[key] for key in listed["volumes"]["db"]} == listed["volumes"]["db"]
+    report = loss.restore("db", pattern="one/*")
+    assert [(v.files, v.bytes_written) for v in report.volumes] == [(of_path["files"], of_path["raw_bytes"])]
+    assert of_path["raw_bytes"] < of_all["raw_bytes"]
+    assert 0 < of_path["archive_bytes"] < of_all["archive_bytes"]
+
+
+def test_the_plan_of_a_path_that_matches_nothing_is_the_error_of_the_restore(loss: Loss) -> None:
+    wish = Wish(named=("files",), pattern="on/file")
+    with pytest.raises(NotFound, match="nothing in volume files matches 'on/file'"):
+        preview(wish, loss.tools())
+    with pytest.raises(NotFound, match="nothing in volume files matches 'on/file'"):
+        preview(replace(wish, into="files-then"), loss.tools())
+
+
+def test_the_plan_of_a_path_is_made_from_the_copy_whose_index_is_whole(loss: Loss) -> None:
+    damaged = MemoryStore()
+    for stored in loss.stores["memory"].list():
+        damaged.put(stored.key, read_document(loss.stores["memory"], stored.key))
+    flip(damaged, f"{loss.set}/files.index.jsonl.gz", 20)
+    loss.stores = {"damaged": damaged, **loss.stores}
+    (volume,) = preview(Wish(named=("files",), pattern="one/file"), loss.tools())["volumes"]
+    assert volume["files"] == 2
 
 
 # --- other forms -----------------------------------------------------------------------------------------------------
