@@ -41,6 +41,12 @@ class MountMissing(SidecarError):
     code = "mount_missing"
 
 
+class WrongUsage(SidecarError):
+    """What was asked for makes no sense, however things stand."""
+
+    code = "usage"
+
+
 class NotFound(SidecarError):
     """No such set, volume or container."""
 

@@ -412,21 +412,24 @@ def _confirmed(question: str) -> bool:
     )
 )
 @click.argument("set_name", metavar="[SET|latest]", required=False, default="latest")
-@click.option("--quick", "how", flag_value="quick", help="Do not read the archives.")
-@click.option("--full", "how", flag_value="full", default=True, help="Read every byte; the default.")
+@click.option("--quick", is_flag=True, help="Do not read the archives.")
+@click.option("--full", is_flag=True, help="Read every byte; the default.")
 @click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when something else is going on.")
 @verb
-def verify(daemon: Daemon, *, as_json: bool, set_name: str, how: str, no_wait: bool) -> str:
+def verify(daemon: Daemon, *, as_json: bool, set_name: str, quick: bool, full: bool, no_wait: bool) -> str:
     """Read a set back from every store that has it, and say whether it is what was written.
 
     Every archive is fetched and compared with its checksums, and its entries with the index. With --quick only what
     costs little is: whether all objects are there, their sizes, the checksums that the store vouches for, the indexes.
     The verdict is noted beside the set: `list` shows it, and a damaged set does not count as good.
 
-    Exit codes: 0 it is whole, 1 it is not, or that could not be found out, 10 no such set, 11 busy, 130 Ctrl-C (it goes
-    on), 143 it was cancelled, or the daemon told to stop.
+    Exit codes: 0 it is whole, 1 it is not, or that could not be found out, 2 usage, 10 no such set, 11 busy, 130 Ctrl-C
+    (it goes on), 143 it was cancelled, or the daemon told to stop.
     """
-    report = _followed(daemon, "verification", {"set": set_name, "how": how, "no_wait": no_wait}, [], as_json=as_json)
+    if quick and full:
+        raise click.UsageError("--quick does not go with --full")
+    wanted = {"set": set_name, "how": "quick" if quick else "full", "no_wait": no_wait}
+    report = _followed(daemon, "verification", wanted, [], as_json=as_json)
     if as_json:
         _print_json(report)
     else:

@@ -34,6 +34,7 @@ from sidecar.errors import (
     SetInvalid,
     SidecarError,
     StoreError,
+    WrongUsage,
 )
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs import delivery
@@ -94,7 +95,10 @@ class Wish:
 
 
 def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
-    """What a restore would do, and where the set lies. Raises NotFound, RestoreRefused, EngineError, StoreError."""
+    """What a restore would do, and where the set lies.
+
+    Raises NotFound, WrongUsage, RestoreRefused, EngineError, StoreError.
+    """
     catalogue = answered(tools.stores)
     containers = tools.engine.containers()
     plan = make_restore_plan(
@@ -107,7 +111,7 @@ def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogu
         drivers=wish.drivers,
     )
     if wish.pattern is not None and len(plan.volumes) != 1:
-        raise RestoreRefused(
+        raise WrongUsage(
             f"a path is in one volume, and {len(plan.volumes)} were chosen", hint="name the VOLUME: restore SET VOLUME"
         )
     return replace(plan, pattern=wish.pattern, safety=wish.safety), catalogue
@@ -148,7 +152,7 @@ def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threadin
 def write_tar(wish: Wish, stores: Mapping[str, Store], write: Callable[[bytes], object], *, threads: int) -> None:
     """The plain tar stream of one volume, or of what matches in it, each block proven before it is written.
 
-    Raises NotFound, RestoreRefused; ArchiveDamaged, SetInvalid, StoreError: then what was written is not whole.
+    Raises NotFound, WrongUsage; ArchiveDamaged, SetInvalid, StoreError: then what was written is not whole.
     """
     catalogue = answered(stores)
     manifest = catalogue.find(wish.set_name, wish.named)

@@ -163,6 +163,8 @@ def test_tags_and_volumes_reach_the_run(daemon: DaemonProcess):
         ("run-now", "--fast"),
         ("plan", "everything"),
         ("list", "a", "b", "c", "d"),
+        ("verify", "--quick", "--full"),
+        ("verify", "latest", "--full", "--quick"),
         ("restart",),
     ],
 )
@@ -460,6 +462,11 @@ def test_a_damaged_set_says_what_is_wrong_and_what_to_do_and_leaves_with_1(daemo
     assert checked.exit_code == 1
     assert checked.stdout.startswith("not healthy: the newest set, backup-20260102_030000, is damaged: the block")
     assert invoke(daemon, "status", "--check").stdout.find("damaged") == -1
+
+
+@pytest.mark.parametrize(("options", "how"), [((), "full"), (("--full",), "full"), (("--quick",), "quick")])
+def test_a_verification_is_full_unless_it_is_to_be_quick(daemon: DaemonProcess, options: tuple[str, ...], how: str):
+    assert json.loads(invoke(daemon, "verify", *options, "--json").stdout)["how"] == how
 
 
 def test_json_of_a_verification_is_one_object(daemon: DaemonProcess):

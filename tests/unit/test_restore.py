@@ -32,6 +32,7 @@ from sidecar.errors import (
     SetInvalid,
     SidecarError,
     StoreUnreachable,
+    WrongUsage,
 )
 from sidecar.events import Progress
 from sidecar.jobs.catalogue import list_sets, read_document
@@ -733,15 +734,17 @@ def test_as_a_new_volume_it_touches_nothing_else_and_nobody_is_stopped(loss: Los
 
 
 @pytest.mark.parametrize(
-    ("named", "into", "match"),
+    ("named", "into", "match", "code"),
     [
-        (("db", "files"), "new", "2 volumes cannot be restored as the one volume new"),
-        (("db",), "files", "volume files exists already"),
-        (("db",), "../x", "is no name for a volume"),
+        (("db", "files"), "new", "2 volumes cannot be restored as the one volume new", "usage"),
+        (("db",), "files", "volume files exists already", "restore_refused"),
+        (("db",), "../x", "is no name for a volume", "usage"),
     ],
 )
-def test_what_cannot_be_a_new_volume_is_refused(loss: Loss, named: tuple[str, ...], into: str, match: str) -> None:
-    loss.refused(RestoreRefused, *named, into=into, match=match)
+def test_what_cannot_be_a_new_volume_is_refused(
+    loss: Loss, named: tuple[str, ...], into: str, match: str, code: str
+) -> None:
+    assert loss.refused(SidecarError, *named, into=into, match=match).code == code
 
 
 def test_a_path_alone_is_put_in_place_and_all_else_stays(loss: Loss) -> None:
@@ -760,7 +763,7 @@ def test_a_path_alone_is_put_in_place_and_all_else_stays(loss: Loss) -> None:
 def test_a_path_that_matches_nothing_and_a_path_in_many_volumes_are_refused(loss: Loss) -> None:
     error = loss.refused(NotFound, "files", pattern="on/file", match="nothing in volume files matches 'on/file'")
     assert "list SET VOLUME GLOB" in error.hint
-    loss.refused(RestoreRefused, pattern="one/file", match="a path is in one volume, and 2 were chosen")
+    loss.refused(WrongUsage, pattern="one/file", match="a path is in one volume, and 2 were chosen")
 
 
 def test_the_newest_set_that_has_the_volume_is_the_latest(loss: Loss) -> None:
