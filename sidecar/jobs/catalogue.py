@@ -62,7 +62,10 @@ class Catalogue:
         if not self.manifests and not self.errors:
             raise NoSets(f"there is no set {name!r}, and none at all yet", hint=MAKE_ONE)
         if name not in self.manifests:
-            raise NotFound(f"there is no set {name!r}", hint=nearest(name, self.manifests, "`list` shows the sets"))
+            hint = nearest(name, self.manifests, "`list` shows the sets")
+            if any(name == each.volume for manifest in self.manifests.values() for each in manifest.volumes):
+                hint = f"that is a volume, and a set is named before it, as in `restore latest {shlex.quote(name)}`"
+            raise NotFound(f"there is no set {name!r}", hint=hint)
         return self.manifests[name]
 
     def keep(self, set_name: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sidecar import config
-from sidecar.errors import NoSets, StoreUnreachable
-from sidecar.jobs.catalogue import hosts_with_sets, none_of_host
+from sidecar.errors import NoSets, NotFound, StoreUnreachable
+from sidecar.jobs.catalogue import hosts_with_sets, list_sets, none_of_host
 from sidecar.plan import Selection
 from sidecar.service.jobs_port import Jobs, RestoreRequest
 from sidecar.stores.local import LocalStore
@@ -21,6 +21,16 @@ from tests.unit.shop import Shop
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     return Shop(tmp_path)
+
+
+def test_a_volume_where_a_set_is_expected_is_told_what_stands_before_it(shop: Shop) -> None:
+    shop.run()
+    with pytest.raises(NotFound, match="there is no set 'files'") as caught:
+        list_sets(shop.stores, "files")
+    assert caught.value.hint == "that is a volume, and a set is named before it, as in `restore latest files`"
+    with pytest.raises(NotFound) as caught:
+        list_sets(shop.stores, "fales")
+    assert "volume" not in caught.value.hint
 
 
 # --- other hosts -----------------------------------------------------------------------------------------------------
