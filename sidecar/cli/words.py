@@ -111,7 +111,7 @@ class Words:
         """A run's end: what was done, what it cost the application, where it lies, and whatever is not well."""
         volumes, groups = report["volumes"], report["groups"]
         self.table(
-            ("volume", "outcome", "files", "read", "archive", "sent", "paused"),
+            ("volume", "outcome", "entries", "read", "archive", "sent", "paused"),
             [
                 (
                     each["volume"],
@@ -124,7 +124,7 @@ class Words:
                 )
                 for each in volumes
             ],
-            right=("files", "read", "archive", "sent", "paused"),
+            right=("entries", "read", "archive", "sent", "paused"),
         )
         self.line()
         outcome = report["outcome"]
@@ -187,7 +187,7 @@ class Words:
         """What a restore would do now."""
         self.line(f"set {plan['set']}, made on {_host(plan)}, begun {_moment(plan['time'])}", "bold")
         self.table(
-            ("  volume", "files", "size", "to fetch", ""),
+            ("  volume", "entries", "size", "to fetch", ""),
             [
                 (
                     f"  {each['volume']}",
@@ -198,7 +198,7 @@ class Words:
                 )
                 for each in plan["volumes"]
             ],
-            right=("files", "size", "to fetch"),
+            right=("entries", "size", "to fetch"),
         )
         if plan["safety"]:
             self.line("  what is there now is backed up first, to a set of its own (--no-safety: it is not)")
@@ -220,7 +220,7 @@ class Words:
                 made = "made and " if each["created"] else ""
                 into = f" into {each['into']}" if each["into"] != each["volume"] else ""
                 self.line(
-                    f"  {each['volume']}: {made}restored{into}, {each['files']} files, {size(each['bytes_written'])}, "
+                    f"  {each['volume']}: {made}restored{into}, {_entries(each)}, {size(each['bytes_written'])}, "
                     f"from store {each['store']}"
                 )
         if report["containers"]:
@@ -284,7 +284,7 @@ class Words:
         )
         for each in report["volumes"]:
             verdict = {"good": "proven", "partial": "not proven"}.get(each["outcome"], "failed")
-            came = f", {each['files']} files, {size(each['bytes_written'])}, from store {each['store']}"
+            came = f", {_entries(each)}, {size(each['bytes_written'])}, from store {each['store']}"
             self.line(f"  {each['volume']}: {verdict}{came if each['files'] else ''}", _COLOURS[each["outcome"]])
         reasons = [_sentence(each["message"], each["hint"]) for each in report["reasons"]]
         self._warnings(f"why it is {outcome}", list(dict.fromkeys(reasons)))
@@ -404,12 +404,12 @@ class Words:
         stores = ", ".join(described["stores"])
         self.line(f"{described['set']}: {described['outcome']}, made on {_host(described)}, lies in {stores}")
         self.table(
-            ("volume", "files", "size", "archive"),
+            ("volume", "entries", "size", "archive"),
             [
                 (name, each["files"], size(each["raw_bytes"]), size(each["archive_bytes"]))
                 for name, each in described["volumes"].items()
             ],
-            right=("files", "size", "archive"),
+            right=("entries", "size", "archive"),
         )
         if why := _damage(described):
             self.line(f"  DAMAGED in {', '.join(described['verified']['stores'])}: {why}", "red")
@@ -605,6 +605,11 @@ def _age(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min old"
     return f"{minutes // 60} h old" if minutes < 48 * 60 else f"{minutes // 1440} days old"
+
+
+def _entries(volume: dict[str, Any]) -> str:
+    """What `files` of a document counts: directories and links too, of which a restore brings those above a file."""
+    return "1 entry" if volume["files"] == 1 else f"{volume['files']} entries"
 
 
 def _host(described: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def test_a_good_run_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
     assert dict(zip(header, [*row[:3], *amounts], strict=True)) == {
         "volume": "shop_data",
         "outcome": "good",
-        "files": "12",
+        "entries": "12",
         "read": "9.0 MiB",
         "archive": "5.0 MiB",
         "sent": "2.0 MiB",
@@ -329,7 +329,7 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     assert (
         "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                         reason=upgrade" in sets
     )
-    assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
+    assert "shop_data       12  9.0 MiB  5.0 MiB" in volumes
     assert "made on host-1 (--host ''), lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
 
@@ -493,7 +493,7 @@ def test_a_set_on_which_its_services_come_up_is_told_in_words_and_leaves_with_0(
     assert "starting shop-db-1\n" in done.stdout
     assert re.search(r"^shop-db-1 +health check +came up +4.2 s +shop_data$", done.stdout, re.MULTILINE)
     assert "good: backup-20260102_030000, drilled in 7.3 s" in done.stdout
-    assert "  shop_data: proven, 12 files, 9.0 MiB, from store s3\n" in done.stdout
+    assert "  shop_data: proven, 12 entries, 9.0 MiB, from store s3\n" in done.stdout
 
 
 def test_a_service_that_does_not_come_up_says_why_and_what_to_do_and_leaves_with_1(daemon: DaemonProcess):
@@ -517,7 +517,7 @@ def test_a_volume_that_nothing_proves_leaves_with_3_and_names_the_label(daemon: 
     done = invoke(daemon, "drill", "latest", "wiki")
 
     assert done.exit_code == 3
-    assert "  wiki: not proven, 12 files" in done.stdout
+    assert "  wiki: not proven, 12 entries" in done.stdout
     assert "backup.drill" in done.stdout
 
 
@@ -665,6 +665,7 @@ def test_a_restore_shows_what_it_will_do_then_does_it_and_says_how_it_went(daemo
     assert any("shop_data" in line and "is replaced" in line for line in lines)
     assert "  stopped for it, and started again: shop-db-1" in lines
     assert "good: backup-20260102_030000, in 7.3 s" in lines
+    assert "  shop_data: restored, 12 entries, 9.0 MiB, from store s3" in lines
     assert "  shop-db-1 stopped for 912 ms, and started again" in lines
 
 
