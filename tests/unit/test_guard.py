@@ -89,6 +89,7 @@ def test_what_would_be_backed_up_is_protected_if_it_would_be_deleted_with_its_vo
         Volume("f" * 64, "/volumes-of-host/x/_data"),
         Volume("cache", "/volumes-of-host/cache/_data", labels={"backup.exclude": "true"}),
         Volume(STATE, "/volumes-of-host/backup-state/_data"),
+        Volume("backup-drill-1f-0", "/volumes-of-host/s/_data", labels={"backup.role": "drill"}),  # nobody's
     ]
     own = [Mount("bind", "/volumes-of-host", "/volumes", False), Mount("volume", "", "/state", True, STATE)]
     mounted = [f"/volumes/{name}/_data" for name in ("nfs", "plugged")]
