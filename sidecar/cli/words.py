@@ -165,7 +165,9 @@ class Words:
         for each in report["reasons"]:
             named = [(key, each[key]) for key in ("volume", "store") if each.get(key)]
             about = " ".join(str(name) for key, name in named if f"{key} {name}" not in each["message"])
+            about = about if named else _groups_of(each["message"], report["volumes"])
             reasons.append((f"{about}: " if about else "") + _sentence(each["message"], each["hint"]))
+        reasons = list(dict.fromkeys(reasons))
         said = " ".join(reasons)
         reasons += [
             f"{each['volume']}: {_sentence(each['error'], each['hint'])}"
@@ -629,6 +631,12 @@ def step(progress: dict[str, Any]) -> str:
     if progress["total_bytes"]:
         return f"{text}, {size(progress['done_bytes'])} of {size(progress['total_bytes'])}"
     return f"{text}, {size(progress['done_bytes'])}" if progress["done_bytes"] else text
+
+
+def _groups_of(message: str, volumes: Sequence[dict[str, Any]]) -> str:
+    """The groups that failed for that reason, each as a whole; empty where it is not one of a group's."""
+    groups = list(dict.fromkeys(each["group"] for each in volumes if each["error"] == message and each["group"]))
+    return f"group{'s' * (len(groups) > 1)} {', '.join(groups)}" if groups else ""
 
 
 def _paused(volume: dict[str, Any], groups: Sequence[dict[str, Any]]) -> float | None:
