@@ -59,6 +59,11 @@ def home_of(own: Container) -> str:
     return f"{own.name}-{ROLE}"
 
 
+def sidecar_of(home: str) -> str:
+    """The name of the sidecar whose guard is called so."""
+    return home.removesuffix(f"-{ROLE}")
+
+
 def labels_of(state: str) -> dict[str, str]:
     """What a guard carries; state: the sidecar's state volume (or its directory)."""
     return {ROLE_LABEL: ROLE, OWNER_LABEL: state}

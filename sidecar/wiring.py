@@ -33,6 +33,7 @@ from sidecar.errors import (
     NotFound,
     ObjectMissing,
     OwnedByAnotherSidecar,
+    SidecarError,
     StoreDenied,
 )
 from sidecar.events import Emit, Follow
@@ -64,7 +65,7 @@ from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.plan import Selection
 from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
-from sidecar.salvage import Place, Salvage
+from sidecar.salvage import USUAL_NAME, Place, Salvage
 from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
 from sidecar.stores import ebs
 from sidecar.stores.local import LocalStore
@@ -122,8 +123,9 @@ def check(environ: Mapping[str, str]) -> Iterator[Finding]:
 def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
     """What is left to recover, wherever the settings lead; see `jobs.scan`. Raises ConfigInvalid."""
     settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
+    container = _lasting_name(settings)
     grounds = Grounds(
-        stores={name: partial(_searched, name, settings) for name in settings.stores},
+        stores={name: partial(_searched, name, settings, container) for name in settings.stores},
         engine=lambda: _connect(settings),
         discovery=lambda engine: Discovery(engine, Selection(), settings.endpoint),
         snapshots=partial(
@@ -135,6 +137,7 @@ def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
         ),
         now=_now(),
         say=say,
+        container=container,
     )
     return search(grounds)
 
@@ -421,15 +424,23 @@ def _s3_settings(settings: Settings, read_timeout: int) -> S3Settings:
     )
 
 
-def _searched(name: str, settings: Settings) -> Searched:
+def _lasting_name(settings: Settings) -> str:
+    """By what name `docker exec` finds this sidecar; the usual one where we are gone in a moment (`run --rm`)."""
+    with suppress(SidecarError):
+        own = _connect(settings).this_container()
+        return own.name if own and not own.auto_remove else USUAL_NAME
+    return USUAL_NAME
+
+
+def _searched(name: str, settings: Settings, container: str) -> Searched:
     """A store without its prefix. Raises StoreError."""
     whole = RetryingStore(
         _store(name, replace(settings, prefix="", host=None), read_timeout=_SOON), _WHILE_SOMEBODY_WAITS
     )
     host = settings.host or ""
     if name == "local":
-        return Searched(Place(name, whole.location, host=host), whole)
-    place = Place(name, whole.location, settings.prefix or "", host, settings.endpoint)
+        return Searched(Place(name, whole.location, host=host, container=container), whole)
+    place = Place(name, whole.location, settings.prefix or "", host, settings.endpoint, container)
     return Searched(place, whole, S3Bucket(_s3_settings(settings, _SOON), request=whole.request))
 
 

@@ -168,7 +168,7 @@ def _followed(daemon: Daemon, what: str, wanted: dict[str, Any], warned: list[st
         raise Complaint(
             "detached",
             f"stopped watching; the {what} goes on in the daemon",
-            "`docker exec backup status` shows how far it is, `cancel` ends it",
+            "`status` shows how far it is, `cancel` ends it",
         ) from None
 
 
@@ -366,7 +366,7 @@ def _restore_to(
         raise click.UsageError("--to takes `-` (standard output), one SET and one VOLUME, and no --json")
     if sys.stdout.isatty():
         raise click.UsageError(
-            "a terminal is no place for a tar stream: docker exec backup restore ... --to - > FILE.tar"
+            "a terminal is no place for a tar stream: docker exec CONTAINER restore ... --to - > FILE.tar"
         )
     from sidecar import wiring  # noqa: PLC0415 - as in `daemon`
     from sidecar.service.jobs_port import RestoreRequest  # noqa: PLC0415
@@ -391,7 +391,7 @@ def _ask(*, as_json: bool) -> None:
         raise Complaint(
             "usage",
             "nobody is here to say yes, so nothing was done",
-            "add --yes, or ask for a terminal: docker exec -it backup restore ...",
+            "add --yes, or ask for a terminal: docker exec -it",
         )
     if not _confirmed("Replace what these volumes hold now?"):
         raise Complaint("usage", "nothing was done")
