@@ -457,9 +457,15 @@ def _backup_host(asked: str | None, settings: Settings) -> str:
 
 def _hosts(settings: Settings) -> list[str]:
     """Whose sets there are, wherever the settings lead but for BACKUP_HOST."""
-    everywhere = replace(settings, host=None)
-    stores = {name: _store(name, everywhere, read_timeout=_SOON) for name in settings.stores}
-    return hosts_with_sets({name: RetryingStore(store, _WHILE_SOMEBODY_WAITS) for name, store in stores.items()})
+    return hosts_with_sets(partial(_keys, name, settings) for name in settings.stores)
+
+
+def _keys(name: str, settings: Settings) -> Iterator[str]:
+    """The keys of a store below BACKUP_PREFIX, of a bucket a page at a time. Raises StoreError."""
+    searched = _searched(name, settings, USUAL_NAME)
+    above = f"{searched.place.prefix}/" if searched.place.prefix else ""
+    for stored in searched.bucket.objects(above) if searched.bucket else searched.whole.list():
+        yield stored.key.removeprefix(above)
 
 
 @contextmanager

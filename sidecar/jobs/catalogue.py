@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from sidecar import sets
@@ -28,6 +29,8 @@ _WORST_FIRST = list(reversed(Outcome))
 _CHUNK = MEBIBYTE
 _AT_ONCE = 8
 _HOSTS_NAMED = 20
+# Without a prefix a bucket may hold far more than sets, and somebody waits; `scan` looks further.
+_KEYS_LOOKED_AT = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,16 +234,16 @@ def answered(stores: Mapping[str, Store]) -> Catalogue:
     return catalogue
 
 
-def hosts_with_sets(stores: Mapping[str, Store]) -> list[str]:
+def hosts_with_sets(listings: Iterable[Callable[[], Iterable[str]]]) -> list[str]:
     """The BACKUP_HOST of each host that has a set, empty for those without one.
 
-    stores: in which all hosts have their places, that is without one's name. One that fails has none to tell.
+    listings: of stores, the keys below what all hosts have in common. One that fails has none to tell.
     """
     hosts = set()
-    for store in stores.values():
+    for listing in listings:
         with suppress(StoreError):
-            for stored in store.list():
-                path, _, document = stored.key.rpartition("/")
+            for key in islice(listing(), _KEYS_LOOKED_AT):
+                path, _, document = key.rpartition("/")
                 host, _, set_name = path.rpartition("/")
                 if document == sets.MANIFEST and sets.set_time(set_name) is not None:
                     hosts.add(host)

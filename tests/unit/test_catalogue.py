@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from sidecar.jobs.catalogue import hosts_with_sets, list_sets, none_of_host
 from sidecar.plan import Selection
 from sidecar.service.jobs_port import Jobs, RestoreRequest
 from sidecar.stores.local import LocalStore
-from sidecar.stores.memory import MemoryStore
+from sidecar.stores.port import Stored
 from tests.unit.shop import Shop
+
+SET = "backup-20260102_030000"
 
 
 @pytest.fixture
@@ -126,21 +129,36 @@ def test_a_set_tells_by_what_name_of_a_host_it_is_found_again(fleet: Fleet, ours
     assert jobs.sets("latest", None, None, listed["backup_host"])["sets"] == [listed]
 
 
-def test_a_store_that_does_not_answer_hides_no_host_of_another(shop: Shop) -> None:
-    class Away(MemoryStore):
-        def list(self, prefix: str = "") -> Any:
-            raise StoreUnreachable("no route", store=self.name)
+def test_a_store_that_does_not_answer_hides_no_host_of_another() -> None:
+    def away() -> Iterator[str]:
+        raise StoreUnreachable("no route", store="away")
 
-    shop.run()
-    stores: Mapping[str, Any] = {"away": Away(), **shop.stores}
-    assert hosts_with_sets(stores) == [""]
+    def breaks_off() -> Iterator[str]:
+        yield f"web-1/{SET}/manifest.json"
+        yield from away()
+
+    assert hosts_with_sets([away, breaks_off, lambda: [f"{SET}/manifest.json"]]) == ["", "web-1"]
 
 
 def test_what_is_no_set_makes_no_host() -> None:
-    store = MemoryStore()
-    for key in ("web/notes/manifest.json", "db/backup-20260102_030000/x.tar.gz", "manifest.json"):
-        store.put(key, b"{}")
-    assert hosts_with_sets({"memory": store}) == []
+    keys = ["web/notes/manifest.json", f"db/{SET}/x.tar.gz", "manifest.json", f"db/{SET}/x/manifest.json"]
+    assert hosts_with_sets([lambda: keys]) == []
+
+
+def test_a_bucket_full_of_other_things_is_not_read_to_its_end() -> None:
+    assert hosts_with_sets([lambda: (f"photos/{number}" for number in count())]) == []
+
+
+def test_hosts_of_a_bucket_are_those_below_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sidecar import wiring  # noqa: PLC0415 - as above
+
+    def objects(_: object, prefix: str) -> list[Stored]:
+        keys = [f"sets/web-1/{SET}/manifest.json", f"sets/{SET}/manifest.json", f"other/db/{SET}/manifest.json"]
+        return [Stored(key, 1, "") for key in keys if key.startswith(prefix)]
+
+    monkeypatch.setattr(wiring.S3Bucket, "objects", objects)
+    given = {"S3_BACKUP_BUCKET": "bucket", "BACKUP_PREFIX": "sets", "BACKUP_HOST": "db", "AWS_REGION": "eu-central-1"}
+    assert wiring._hosts(config.load(given, lambda path: Path(path).read_text())) == ["", "web-1"]
 
 
 def test_of_very_many_hosts_the_nearest_are_named_and_the_rest_is_counted() -> None:

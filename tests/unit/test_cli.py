@@ -334,6 +334,11 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
 
 
+def test_where_there_is_no_set_what_to_do_is_said(capsys) -> None:
+    Words(terminal=False).listing({"sets": [], "hint": "there are sets for --host web-1"}, one_set=False)
+    assert capsys.readouterr().out == "there is no set; there are sets for --host web-1\n"
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_one_long_path_is_told_whole_and_costs_no_other_row_a_column(capsys, monkeypatch, terminal: bool) -> None:
     monkeypatch.setenv("COLUMNS", "80")
