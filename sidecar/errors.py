@@ -41,10 +41,20 @@ class MountMissing(SidecarError):
     code = "mount_missing"
 
 
+class WrongUsage(SidecarError):
+    """What was asked for makes no sense, however things stand."""
+
+    code = "usage"
+
+
 class NotFound(SidecarError):
     """No such set, volume or container."""
 
     code = "not_found"
+
+
+class NoSets(NotFound):
+    """Where sets were looked for there is none at all."""
 
 
 class Busy(SidecarError):

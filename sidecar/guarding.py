@@ -59,6 +59,11 @@ def home_of(own: Container) -> str:
     return f"{own.name}-{ROLE}"
 
 
+def sidecar_of(home: str) -> str:
+    """The name of the sidecar whose guard is called so."""
+    return home.removesuffix(f"-{ROLE}")
+
+
 def labels_of(state: str) -> dict[str, str]:
     """What a guard carries; state: the sidecar's state volume (or its directory)."""
     return {ROLE_LABEL: ROLE, OWNER_LABEL: state}
@@ -80,12 +85,13 @@ def choose(plan: Plan, volumes: Sequence[Volume]) -> tuple[frozenset[str], tuple
 
     They are those that a run would back up and whose data is deleted with the volume. A volume with driver options
     (NFS, a bind) lies elsewhere and stays there; a guard would keep it mounted, or not start while its server is away.
+    What we have made ourselves, for a drill, is none of anybody's volumes, and not among the others.
     """
     planned = [each.volume for group in plan.groups for each in group.volumes]
     wanted = frozenset(each.name for each in planned if each.driver == "local" and not each.options)
     why = {each.volume: each.why for each in plan.skipped}
     elsewhere = "its driver keeps its data elsewhere"
-    others = sorted(each.name for each in volumes if each.name not in wanted)
+    others = sorted(each.name for each in volumes if each.name not in wanted and not each.labels.get(ROLE_LABEL))
     return wanted, tuple(LeftOut(name, why.get(name, elsewhere)) for name in others)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sidecar.errors import NotFound, RestoreRefused
+from sidecar.errors import NotFound, RestoreRefused, WrongUsage
 from sidecar.model import Container, ContainerState, Volume
 from sidecar.plan import VOLUMES_TARGET, can_reach, nearest
 from sidecar.report import Outcome
@@ -109,7 +109,7 @@ def make_restore_plan(
 
     into: the name of a new volume for the one that is chosen: always a plain local one, and never with its driver's
     options, which could lead to the live data; nor with its Compose labels. Raises NotFound with the nearest names for
-    a volume that the set does not have, RestoreRefused with the first thing that stands in the way.
+    a volume that the set does not have, WrongUsage, RestoreRefused with the first thing that stands in the way.
     """
     chosen = chosen_volumes(manifest, named)
     here = {volume.name: volume for volume in volumes}
@@ -152,12 +152,12 @@ def chosen_volumes(manifest: Manifest, named: Sequence[str]) -> list[SetVolume]:
 
 def _as_new(manifest: Manifest, chosen: Sequence[SetVolume], into: str, here: Mapping[str, Volume]) -> RestoredFrom:
     if len(chosen) != 1:
-        raise RestoreRefused(
+        raise WrongUsage(
             f"{len(chosen)} volumes cannot be restored as the one volume {into}",
             hint="name the VOLUME: restore SET VOLUME",
         )
     if not _NAME.fullmatch(into):
-        raise RestoreRefused(f"{into!r} is no name for a volume", hint="letters, digits, `_`, `.` and `-`, from 2 on")
+        raise WrongUsage(f"{into!r} is no name for a volume", hint="letters, digits, `_`, `.` and `-`, from 2 on")
     if into in here:
         raise RestoreRefused(
             f"volume {into} exists already", hint=f"choose another name, or remove it: docker volume rm {into}"

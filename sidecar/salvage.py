@@ -18,6 +18,7 @@ from sidecar.stores.bucket import Version
 from sidecar.stores.port import Pending
 from sidecar.stores.snapshots import Snapshot
 
+USUAL_NAME = "backup"  # of the sidecar's container: docker-compose.backup.yml gives it
 _ARCHIVE = ".tar.gz"
 _UNPACK = "tar --numeric-owner --acls --xattrs --xattrs-include='*' -xzpf - -C DIRECTORY"
 _UNPROVEN = "not proven to be whole, nor to be of one instant"
@@ -92,6 +93,7 @@ class Place:
 
     location: all of it, `s3://bucket` or a directory. prefix, host: BACKUP_PREFIX (of a bucket) and BACKUP_HOST as they
     are set now. endpoint: of an S3 server that is not Amazon's. A `home` is what stands before a set's name in a key.
+    container: the sidecar's.
     """
 
     store: str
@@ -99,6 +101,7 @@ class Place:
     prefix: str = ""
     host: str = ""
     endpoint: str | None = None
+    container: str = USUAL_NAME
 
     @property
     def own(self) -> str:
@@ -126,7 +129,7 @@ class Place:
     def read(self, key: str) -> str:
         """A command that writes an object to standard output."""
         path = quoted(f"{self.location}/{key}")
-        return self.aws(f"s3 cp {path} -") if self.bucket else f"docker exec backup cat {path}"
+        return self.aws(f"s3 cp {path} -") if self.bucket else f"docker exec {self.container} cat {path}"
 
 
 @dataclass(slots=True)
@@ -262,10 +265,10 @@ def _way_back(place: Place, laid: Laid, volumes: Sequence[str], notes: list[str]
     if not volumes:
         return (), "; ".join([*notes, "no archive of it is there"])
     if laid.home == place.own:
-        return (f"docker exec -it backup restore {laid.name}",), "; ".join(notes)
+        return (f"docker exec -it {place.container} restore {laid.name}",), "; ".join(notes)
     if host is not None:
         # Into new volumes: another host's may have the names of ours.
-        restore = f"docker exec backup restore {laid.name}"
+        restore = f"docker exec {place.container} restore {laid.name}"
         ways = (f"{restore} {quoted(v)} --host {quoted(host)} --as {quoted(f'{v}_restored')} --yes" for v in volumes)
         return tuple(ways), "; ".join(notes)
     prefix = f"or start the sidecar with BACKUP_PREFIX={quoted(laid.home)} and without BACKUP_HOST, then `restore`"
@@ -378,24 +381,33 @@ def upload_finding(place: Place, upload: Pending, sent: int | None) -> Finding |
 
 
 def volume_finding(
-    name: str, path: str, *, held: str, size: int, newest: datetime | None, whole: bool, leftover: str
+    name: str,
+    path: str,
+    *,
+    container: str = USUAL_NAME,
+    held: str,
+    size: int,
+    newest: datetime | None,
+    whole: bool,
+    leftover: str,
 ) -> Finding:
     """A volume that no container uses, or one with what a restore left in it (leftover: that directory's name).
 
-    path: where it is in our container; the rest as `archive.survey` and `contents` tell it. newest: its newest file.
+    path: where it is in the sidecar's container, of which `container` is the name; the rest as `archive.survey` and
+    `contents` tell it. newest: its newest file.
     """
     volume, what = quoted(name), f"volume {name}" + (f" ({held})" if held else "")
-    look = f"docker exec backup ls -la {quoted(f'{path}/{leftover}' if leftover else path)}"
+    look = f"docker exec {container} ls -la {quoted(f'{path}/{leftover}' if leftover else path)}"
     if leftover:
         note = (
             "what the volume held before that restore is in `old` there, as far as it was moved; "
             "the next start of the sidecar, or another restore, brings it to its end and removes that"
         )
         what += f": a restore left {leftover} in it"
-        again = f"docker exec backup restore latest {volume} --yes"
+        again = f"docker exec {container} restore latest {volume} --yes"
         return Finding(Kind.LEFTOVER, what, "docker", newest, size, (name,), (look, again), note, at_least=not whole)
     commands = (
-        f"docker exec backup run-now {volume}",
+        f"docker exec {container} run-now {volume}",
         look,
         f"docker run --rm -it -v {volume}:/data alpine sh",
     )

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,16 +29,18 @@ from sidecar.errors import (
     ConfigInvalid,
     EngineUnreachable,
     MountMissing,
+    NoSets,
     NotFound,
     ObjectMissing,
     OwnedByAnotherSidecar,
+    SidecarError,
     StoreDenied,
 )
 from sidecar.events import Emit, Follow
 from sidecar.guarding import Guarded
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
-from sidecar.jobs.catalogue import list_files, list_sets
+from sidecar.jobs.catalogue import hosts_with_sets, list_files, list_sets, none_of_host
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.drill import DrillTools, clear, drill
@@ -51,7 +53,7 @@ from sidecar.jobs.restore import (
     Wish,
     is_decided,
     owed_volumes,
-    plan_restore,
+    preview,
     restore,
     settle_owed,
     settle_volumes,
@@ -63,7 +65,7 @@ from sidecar.jobs.ship import ShipTools, lost, ship
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.plan import Selection
 from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
-from sidecar.salvage import Place, Salvage
+from sidecar.salvage import USUAL_NAME, Place, Salvage
 from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
 from sidecar.stores import ebs
 from sidecar.stores.local import LocalStore
@@ -123,8 +125,9 @@ def check(environ: Mapping[str, str]) -> Iterator[Finding]:
 def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
     """What is left to recover, wherever the settings lead; see `jobs.scan`. Raises ConfigInvalid."""
     settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
+    container = _lasting_name(settings)
     grounds = Grounds(
-        stores={name: partial(_searched, name, settings) for name in settings.stores},
+        stores={name: partial(_searched, name, settings, container) for name in settings.stores},
         engine=lambda: _connect(settings),
         discovery=lambda engine: Discovery(engine, Selection(), settings.endpoint),
         snapshots=partial(
@@ -136,6 +139,7 @@ def scan(environ: Mapping[str, str], say: Callable[[str], None]) -> Salvage:
         ),
         now=_now(),
         say=say,
+        container=container,
     )
     return search(grounds)
 
@@ -148,9 +152,10 @@ def tar_out(
 ) -> None:
     """Write one volume of a set out as plain tar. Raises ConfigInvalid, and what `jobs.restore.write_tar` does."""
     settings = config.load(environ, lambda path: Path(path).read_text(encoding="utf-8"))
-    host = settings.host or "" if request.host is None else request.host
+    host = _backup_host(request.host, settings)
     stores = _patient(_stores_of(host, settings), settings)
-    write_tar(_wish(request), stores, write, warn, threads=2 * _cores())
+    with _naming_hosts(request.host, settings):
+        write_tar(_wish(request), stores, write, warn, threads=2 * _cores())
 
 
 def stand_by(
@@ -244,14 +249,14 @@ class _Jobs:
 
     def restore(self, request: RestoreRequest, follow: Follow, cancelled: threading.Event) -> RestoreReport:
         stores = self._stores(cancelled, host=request.host)
-        return restore(_wish(request), self._restore_tools(stores, follow, cancelled), follow, cancelled)
+        with _naming_hosts(request.host, self._settings):
+            return restore(_wish(request), self._restore_tools(stores, follow, cancelled), follow, cancelled)
 
     def restore_plan(self, request: RestoreRequest) -> dict[str, Any]:
         stores = self._quick_stores(host=request.host)
-        plan, catalogue = plan_restore(_wish(request), self._restore_tools(stores, lambda _: None, threading.Event()))
-        document = plan.as_json()
-        known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set))
-        return document | {"warnings": [*known, *catalogue.unread, *document["warnings"]]}
+        tools = self._restore_tools(stores, lambda _: None, threading.Event())
+        with _naming_hosts(request.host, self._settings):
+            return preview(_wish(request), tools) | {"backup_host": _backup_host(request.host, self._settings)}
 
     def _restore_tools(self, stores: Mapping[str, Store], follow: Follow, cancelled: threading.Event) -> RestoreTools:
         def safety(volumes: tuple[str, ...], tags: Mapping[str, str]) -> RunReport:
@@ -278,7 +283,8 @@ class _Jobs:
             emit=self._emit,
             now=_now,
         )
-        return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
+        with _naming_hosts(None, self._settings):
+            return verify(request.set_name, sets.How(request.how), tools, follow, cancelled)
 
     def drill(self, request: DrillRequest, follow: Follow, cancelled: threading.Event) -> DrillReport:
         tools = DrillTools(
@@ -292,10 +298,12 @@ class _Jobs:
             emit=self._emit,
             now=_now,
         )
-        return drill(request.set_name, request.volumes, tools, follow, cancelled)
+        with _naming_hosts(None, self._settings):
+            return drill(request.set_name, request.volumes, tools, follow, cancelled)
 
     def keep(self, set_name: str, wanted: bool) -> dict[str, Any]:
-        return keep(set_name, wanted, self._quick_stores(), self._claimant())
+        with _naming_hosts(None, self._settings):
+            return keep(set_name, wanted, self._quick_stores(), self._claimant())
 
     def plan(self) -> dict[str, Any]:
         stores = {name: store.location for name, store in self._bare_stores.items()}
@@ -305,9 +313,16 @@ class _Jobs:
         self, set_name: str | None, volume: str | None, pattern: str | None, host: str | None = None
     ) -> dict[str, Any]:
         stores = self._quick_stores(host=host)
-        if set_name is None or volume is None:
-            return list_sets(stores, set_name)
-        return list_files(stores, set_name, volume, pattern)
+        with _naming_hosts(host, self._settings):
+            if set_name is not None and volume is not None:
+                return list_files(stores, set_name, volume, pattern)
+            document = list_sets(stores, set_name, backup_host=_backup_host(host, self._settings))
+        if document["sets"] or document["errors"] or document["warnings"]:
+            return document
+        nothing = none_of_host(host, _hosts(self._settings))
+        if host is not None:
+            raise nothing
+        return document | {"hint": nothing.hint}
 
     def _quick_stores(self, *, host: str | None = None) -> Mapping[str, Store]:
         stores = self._prompt_stores if host is None else _stores_of(host, self._settings)
@@ -411,15 +426,23 @@ def _s3_settings(settings: Settings, read_timeout: int) -> S3Settings:
     )
 
 
-def _searched(name: str, settings: Settings) -> Searched:
+def _lasting_name(settings: Settings) -> str:
+    """By what name `docker exec` finds this sidecar; the usual one where we are gone in a moment (`run --rm`)."""
+    with suppress(SidecarError):
+        own = _connect(settings).this_container()
+        return own.name if own and not own.auto_remove else USUAL_NAME
+    return USUAL_NAME
+
+
+def _searched(name: str, settings: Settings, container: str) -> Searched:
     """A store without its prefix. Raises StoreError."""
     whole = RetryingStore(
         _store(name, replace(settings, prefix="", host=None), read_timeout=_SOON), _WHILE_SOMEBODY_WAITS
     )
     host = settings.host or ""
     if name == "local":
-        return Searched(Place(name, whole.location, host=host), whole)
-    place = Place(name, whole.location, settings.prefix or "", host, settings.endpoint)
+        return Searched(Place(name, whole.location, host=host, container=container), whole)
+    place = Place(name, whole.location, settings.prefix or "", host, settings.endpoint, container)
     return Searched(place, whole, S3Bucket(_s3_settings(settings, _SOON), request=whole.request))
 
 
@@ -434,6 +457,36 @@ def _patient(stores: Mapping[str, Store], settings: Settings, **options: Any) ->
     policy = RetryPolicy(attempts=settings.max_attempts)
     at_first = _BESIDE_ANOTHER if len(stores) > 1 else None
     return {name: RetryingStore(store, policy, at_first=at_first, **options) for name, store in stores.items()}
+
+
+def _backup_host(asked: str | None, settings: Settings) -> str:
+    """The name of the host whose sets are meant, as `--host` takes it."""
+    return settings.host or "" if asked is None else asked
+
+
+def _hosts(settings: Settings) -> list[str]:
+    """Whose sets there are, wherever the settings lead but for BACKUP_HOST."""
+    return hosts_with_sets(partial(_keys, name, settings) for name in settings.stores)
+
+
+def _keys(name: str, settings: Settings) -> Iterator[str]:
+    """The keys of a store below BACKUP_PREFIX, of a bucket a page at a time. Raises StoreError."""
+    searched = _searched(name, settings, USUAL_NAME)
+    above = f"{searched.place.prefix}/" if searched.place.prefix else ""
+    for stored in searched.bucket.objects(above) if searched.bucket else searched.whole.list():
+        yield stored.key.removeprefix(above)
+
+
+@contextmanager
+def _naming_hosts(asked: str | None, settings: Settings) -> Iterator[None]:
+    """Who finds no set at all where others have some is told of those."""
+    try:
+        yield
+    except NoSets as error:
+        hosts = _hosts(settings)
+        if asked is None and not hosts:
+            raise
+        raise none_of_host(asked, hosts) from error
 
 
 def _wish(request: RestoreRequest) -> Wish:

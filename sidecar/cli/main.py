@@ -168,7 +168,7 @@ def _followed(daemon: Daemon, what: str, wanted: dict[str, Any], warned: list[st
         raise Complaint(
             "detached",
             f"stopped watching; the {what} goes on in the daemon",
-            "`docker exec backup status` shows how far it is, `cancel` ends it",
+            "`status` shows how far it is, `cancel` ends it",
         ) from None
 
 
@@ -230,7 +230,7 @@ def list_sets(
     """List all sets, the volumes of one SET, or the files of one VOLUME in it (those that match GLOB).
 
     Exit codes: 0 good, 1 no store answered, 3 one store did not, so that sets may be missing here, 10 no such set,
-    volume or file.
+    volume or file, or no set of that host.
     """
     document = daemon.get("/sets", {"set": set_name, "volume": volume, "pattern": pattern, "host": host})
     if as_json:
@@ -366,7 +366,7 @@ def _restore_to(
         raise click.UsageError("--to takes `-` (standard output), one SET and one VOLUME, and no --json")
     if sys.stdout.isatty():
         raise click.UsageError(
-            "a terminal is no place for a tar stream: docker exec backup restore ... --to - > FILE.tar"
+            "a terminal is no place for a tar stream: docker exec CONTAINER restore ... --to - > FILE.tar"
         )
     from sidecar import wiring  # noqa: PLC0415 - as in `daemon`
     from sidecar.service.jobs_port import RestoreRequest  # noqa: PLC0415
@@ -391,7 +391,7 @@ def _ask(*, as_json: bool) -> None:
         raise Complaint(
             "usage",
             "nobody is here to say yes, so nothing was done",
-            "add --yes, or ask for a terminal: docker exec -it backup restore ...",
+            "add --yes, or ask for a terminal: docker exec -it",
         )
     if not _confirmed("Replace what these volumes hold now?"):
         raise Complaint("usage", "nothing was done")
@@ -412,21 +412,24 @@ def _confirmed(question: str) -> bool:
     )
 )
 @click.argument("set_name", metavar="[SET|latest]", required=False, default="latest")
-@click.option("--quick", "how", flag_value="quick", help="Do not read the archives.")
-@click.option("--full", "how", flag_value="full", default=True, help="Read every byte; the default.")
+@click.option("--quick", is_flag=True, help="Do not read the archives.")
+@click.option("--full", is_flag=True, help="Read every byte; the default.")
 @click.option("--no-wait", is_flag=True, help="Give up (exit code 11) when something else is going on.")
 @verb
-def verify(daemon: Daemon, *, as_json: bool, set_name: str, how: str, no_wait: bool) -> str:
+def verify(daemon: Daemon, *, as_json: bool, set_name: str, quick: bool, full: bool, no_wait: bool) -> str:
     """Read a set back from every store that has it, and say whether it is what was written.
 
     Every archive is fetched and compared with its checksums, and its entries with the index. With --quick only what
     costs little is: whether all objects are there, their sizes, the checksums that the store vouches for, the indexes.
     The verdict is noted beside the set: `list` shows it, and a damaged set does not count as good.
 
-    Exit codes: 0 it is whole, 1 it is not, or that could not be found out, 10 no such set, 11 busy, 130 Ctrl-C (it goes
-    on), 143 it was cancelled, or the daemon told to stop.
+    Exit codes: 0 it is whole, 1 it is not, or that could not be found out, 2 usage, 10 no such set, 11 busy, 130 Ctrl-C
+    (it goes on), 143 it was cancelled, or the daemon told to stop.
     """
-    report = _followed(daemon, "verification", {"set": set_name, "how": how, "no_wait": no_wait}, [], as_json=as_json)
+    if quick and full:
+        raise click.UsageError("--quick does not go with --full")
+    wanted = {"set": set_name, "how": "quick" if quick else "full", "no_wait": no_wait}
+    report = _followed(daemon, "verification", wanted, [], as_json=as_json)
     if as_json:
         _print_json(report)
     else:

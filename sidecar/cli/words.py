@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,8 +28,7 @@ _AS_IF_NEVER = {
     "verification": "nothing is noted of the set",
     "drill": "nothing is noted of the set, and nothing of the drill is left",
 }
-# Wide enough for any row where there is no terminal to fit: a pipe must not get names cut off.
-_PIPE_WIDTH = 1_000
+_BETWEEN = "  "  # columns
 # Of what `scan` found of one kind in one place, and of commands for one of them.
 _SETS_SHOWN = 3
 _ALIKE_SHOWN = 30
@@ -70,32 +71,39 @@ class Words:
 
     def __init__(self, *, terminal: bool) -> None:
         self._terminal = terminal
-        self.console = Console(
-            width=None if terminal else _PIPE_WIDTH, force_terminal=terminal, highlight=False, soft_wrap=True
-        )
+        self.console = Console(force_terminal=terminal, highlight=False, soft_wrap=True)
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line."""
         self.console.print(Text(printable(text), style=style))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-        """Rows under their columns' names; `right` names the columns of numbers."""
-        texts = [[printable(each) for each in row] for row in rows]
-        table = Table(box=box.SIMPLE_HEAD if self._terminal else None, pad_edge=False, show_edge=False)
+        """Rows under their columns' names, fitted into a terminal; `right` names the columns of numbers."""
+        if not self._terminal:
+            self.lines(columns, rows, right=right)
+            return
+        texts = _printables(rows)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for number, column in enumerate(columns):
             justify: Literal["left", "right"] = "right" if column in right else "left"
-            # A set's name is there to be copied, so it is never cut off.
+            # A set's name is there to be copied, so it is never cut in two.
             least = max((len(row[number]) for row in texts), default=0) if column == "set" else None
-            table.add_column(column, justify=justify, no_wrap=not self._terminal, min_width=least)
+            table.add_column(column, justify=justify, overflow="fold", min_width=least)
         for row in texts:
             table.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in row))
-        if table.row_count and self._terminal:
+        if texts:
             self.console.print(table)
-        elif table.row_count:
-            with self.console.capture() as captured:
-                self.console.print(table)
-            for line in captured.get().splitlines():
-                self.console.print(Text(line.rstrip()))
+
+    def lines(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        """Each row whole and on one line, however long, so that it can be copied, and read by `grep` and `awk`."""
+        texts = _printables(rows)
+        widths = [max(map(cell_len, column)) for column in zip(columns, *texts, strict=True)]
+        for number, row in enumerate([tuple(columns), *texts] if texts else []):
+            cells = [
+                _padding(cell, width) + cell if column in right else cell + _padding(cell, width)
+                for column, cell, width in zip(columns, row, widths, strict=True)
+            ]
+            self.console.print(Text(_BETWEEN.join(cells).rstrip(), style="bold" if number == 0 else ""))
 
     # --- run-now -----------------------------------------------------------------------------------------------------
 
@@ -103,7 +111,7 @@ class Words:
         """A run's end: what was done, what it cost the application, where it lies, and whatever is not well."""
         volumes, groups = report["volumes"], report["groups"]
         self.table(
-            ("volume", "outcome", "files", "read", "archive", "sent", "paused"),
+            ("volume", "outcome", "entries", "read", "archive", "sent", "paused"),
             [
                 (
                     each["volume"],
@@ -116,7 +124,7 @@ class Words:
                 )
                 for each in volumes
             ],
-            right=("files", "read", "archive", "sent", "paused"),
+            right=("entries", "read", "archive", "sent", "paused"),
         )
         self.line()
         outcome = report["outcome"]
@@ -157,7 +165,9 @@ class Words:
         for each in report["reasons"]:
             named = [(key, each[key]) for key in ("volume", "store") if each.get(key)]
             about = " ".join(str(name) for key, name in named if f"{key} {name}" not in each["message"])
+            about = about if named else _groups_of(each["message"], report["volumes"])
             reasons.append((f"{about}: " if about else "") + _sentence(each["message"], each["hint"]))
+        reasons = list(dict.fromkeys(reasons))
         said = " ".join(reasons)
         reasons += [
             f"{each['volume']}: {_sentence(each['error'], each['hint'])}"
@@ -177,9 +187,9 @@ class Words:
 
     def restore_plan(self, plan: dict[str, Any]) -> None:
         """What a restore would do now."""
-        self.line(f"set {plan['set']} of host {plan['host']}, begun {_moment(plan['time'])}", "bold")
+        self.line(f"set {plan['set']}, made on {_host(plan)}, begun {_moment(plan['time'])}", "bold")
         self.table(
-            ("  volume", "files", "size", "to fetch", ""),
+            ("  volume", "entries", "size", "to fetch", ""),
             [
                 (
                     f"  {each['volume']}",
@@ -190,7 +200,7 @@ class Words:
                 )
                 for each in plan["volumes"]
             ],
-            right=("files", "size", "to fetch"),
+            right=("entries", "size", "to fetch"),
         )
         if plan["safety"]:
             self.line("  what is there now is backed up first, to a set of its own (--no-safety: it is not)")
@@ -212,7 +222,7 @@ class Words:
                 made = "made and " if each["created"] else ""
                 into = f" into {each['into']}" if each["into"] != each["volume"] else ""
                 self.line(
-                    f"  {each['volume']}: {made}restored{into}, {each['files']} files, {size(each['bytes_written'])}, "
+                    f"  {each['volume']}: {made}restored{into}, {_entries(each)}, {size(each['bytes_written'])}, "
                     f"from store {each['store']}"
                 )
         if report["containers"]:
@@ -276,7 +286,7 @@ class Words:
         )
         for each in report["volumes"]:
             verdict = {"good": "proven", "partial": "not proven"}.get(each["outcome"], "failed")
-            came = f", {each['files']} files, {size(each['bytes_written'])}, from store {each['store']}"
+            came = f", {_entries(each)}, {size(each['bytes_written'])}, from store {each['store']}"
             self.line(f"  {each['volume']}: {verdict}{came if each['files'] else ''}", _COLOURS[each["outcome"]])
         reasons = [_sentence(each["message"], each["hint"]) for each in report["reasons"]]
         self._warnings(f"why it is {outcome}", list(dict.fromkeys(reasons)))
@@ -370,7 +380,7 @@ class Words:
         elif document["sets"]:
             self._sets(document["sets"])
         else:
-            self.line("there is no set; `docker exec backup run-now` makes one")
+            self.line(_sentence("there is no set", document.get("hint")))
 
     def _sets(self, sets: Sequence[dict[str, Any]]) -> None:
         self.table(
@@ -394,14 +404,14 @@ class Words:
 
     def _volumes(self, described: dict[str, Any]) -> None:
         stores = ", ".join(described["stores"])
-        self.line(f"{described['set']}: {_state(described)}, made on {described['host']}, lies in {stores}")
+        self.line(f"{described['set']}: {_state(described)}, made on {_host(described)}, lies in {stores}")
         self.table(
-            ("volume", "files", "size", "archive"),
+            ("volume", "entries", "size", "archive"),
             [
                 (name, each["files"], size(each["raw_bytes"]), size(each["archive_bytes"]))
                 for name, each in described["volumes"].items()
             ],
-            right=("files", "size", "archive"),
+            right=("entries", "size", "archive"),
         )
         if why := _damage(described):
             self.line(f"  DAMAGED in {', '.join(described['verified']['stores'])}: {why}", "red")
@@ -420,7 +430,7 @@ class Words:
             self.line(f"  {name}: changed while frozen: {_some(paths)}", "yellow")
 
     def _files(self, files: Sequence[dict[str, Any]]) -> None:
-        self.table(
+        self.lines(
             ("mode", "owner", "size", "changed", "path"),
             [
                 (
@@ -581,6 +591,14 @@ class Words:
         self.line()
 
 
+def _printables(rows: Iterable[Sequence[object]]) -> list[tuple[str, ...]]:
+    return [tuple(printable(each) for each in row) for row in rows]
+
+
+def _padding(cell: str, width: int) -> str:
+    return " " * (width - cell_len(cell))
+
+
 def _age(seconds: float) -> str:
     """`3 days old`, `5 h old`, `12 min old`, `in the future`."""
     minutes = round(seconds / 60)
@@ -589,6 +607,16 @@ def _age(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes} min old"
     return f"{minutes // 60} h old" if minutes < 48 * 60 else f"{minutes // 1440} days old"
+
+
+def _entries(volume: dict[str, Any]) -> str:
+    """What `files` of a document counts: directories and links too, of which a restore brings those above a file."""
+    return "1 entry" if volume["files"] == 1 else f"{volume['files']} entries"
+
+
+def _host(described: dict[str, Any]) -> str:
+    """The machine that made a set, and what finds it: the machine's own name is not always its BACKUP_HOST."""
+    return f"{described['host']} (--host {shlex.quote(described['backup_host'])})"
 
 
 def _fate(volume: dict[str, Any], pattern: str | None) -> str:
@@ -603,6 +631,12 @@ def step(progress: dict[str, Any]) -> str:
     if progress["total_bytes"]:
         return f"{text}, {size(progress['done_bytes'])} of {size(progress['total_bytes'])}"
     return f"{text}, {size(progress['done_bytes'])}" if progress["done_bytes"] else text
+
+
+def _groups_of(message: str, volumes: Sequence[dict[str, Any]]) -> str:
+    """The groups that failed for that reason, each as a whole; empty where it is not one of a group's."""
+    groups = list(dict.fromkeys(each["group"] for each in volumes if each["error"] == message and each["group"]))
+    return f"group{'s' * (len(groups) > 1)} {', '.join(groups)}" if groups else ""
 
 
 def _paused(volume: dict[str, Any], groups: Sequence[dict[str, Any]]) -> float | None:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import difflib
+import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from sidecar import sets
 from sidecar.archive.index import IndexedFile
 from sidecar.archive.reader import read_blocks
-from sidecar.errors import NotFound, ObjectMissing, SetInvalid, SidecarError
+from sidecar.errors import NoSets, NotFound, ObjectMissing, SetInvalid, SidecarError, StoreError
 from sidecar.plan import nearest
 from sidecar.report import Outcome
 from sidecar.stores.port import MEBIBYTE, Store
 
 # The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
 PRE_RESTORE = "pre-restore"
+MAKE_ONE = "`run-now` makes one"
 
 _WORST_FIRST = list(reversed(Outcome))
 _CHUNK = MEBIBYTE
 _AT_ONCE = 8
+_HOSTS_NAMED = 20
+# Without a prefix a bucket may hold far more than sets, and somebody waits; `scan` looks further.
+_KEYS_LOOKED_AT = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class Catalogue:
         """The set of that name; for `latest` the newest that has the volumes, if one has; without any, of all volumes.
 
         A set that was made before a restore, of what that replaced, is never the latest, nor is one whose manifest is
-        damaged while there are others. Raises NotFound with the nearest names, SetInvalid.
+        damaged while there are others. Raises NotFound with the nearest names, NoSets, SetInvalid.
         """
         if name == "latest":
             newest = [each for _, each in sorted(self.manifests.items(), reverse=True) if PRE_RESTORE not in each.tags]
@@ -55,9 +63,12 @@ class Catalogue:
         if self.damaged and (name in self.damaged or (name == "latest" and not self.manifests)):
             raise self.damaged.get(name) or self.damaged[max(self.damaged)]
         if not self.manifests and not self.errors:
-            raise NotFound(f"there is no set {name!r}, and none at all yet", hint="`run-now` makes one")
+            raise NoSets(f"there is no set {name!r}, and none at all yet", hint=MAKE_ONE)
         if name not in self.manifests:
-            raise NotFound(f"there is no set {name!r}", hint=nearest(name, self.manifests, "`list` shows the sets"))
+            hint = nearest(name, self.manifests, "`list` shows the sets")
+            if any(name == each.volume for manifest in self.manifests.values() for each in manifest.volumes):
+                hint = f"that is a volume, and a set is named before it, as in `restore latest {shlex.quote(name)}`"
+            raise NotFound(f"there is no set {name!r}", hint=hint)
         return self.manifests[name]
 
     def doubts(self, name: str) -> tuple[str, ...]:
@@ -146,10 +157,10 @@ def read_catalogue(stores: Mapping[str, Store]) -> Catalogue:
     return Catalogue(manifests, holders, errors, nowhere, marks, unread)
 
 
-def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str, Any]:
+def list_sets(stores: Mapping[str, Store], only: str | None = None, *, backup_host: str = "") -> dict[str, Any]:
     """The object of `list --json`, newest set last; with `only`, that set alone (or `latest`).
 
-    Raises NotFound, and a store's error when no store answered.
+    backup_host: of the host whose sets the stores have. Raises NotFound, and a store's error when no store answered.
     """
     catalogue = answered(stores)
     chosen = [catalogue.find(only)] if only else [m for _, m in sorted(catalogue.manifests.items())]
@@ -160,6 +171,7 @@ def list_sets(stores: Mapping[str, Store], only: str | None = None) -> dict[str,
                 "time": manifest.time,
                 "outcome": manifest.outcome.value,
                 "host": manifest.host,
+                "backup_host": backup_host,
                 "stores": list(catalogue.holders[manifest.set]),
                 "volumes": {
                     v.volume: {"archive_bytes": v.archive.size, "raw_bytes": v.raw_bytes, "files": v.files}
@@ -228,6 +240,37 @@ def answered(stores: Mapping[str, Store]) -> Catalogue:
     if len(catalogue.errors) == len(stores):
         raise next(iter(catalogue.errors.values()))
     return catalogue
+
+
+def hosts_with_sets(listings: Iterable[Callable[[], Iterable[str]]]) -> list[str]:
+    """The BACKUP_HOST of each host that has a set, empty for those without one.
+
+    listings: of stores, the keys below what all hosts have in common. One that fails has none to tell.
+    """
+    hosts = set()
+    for listing in listings:
+        with suppress(StoreError):
+            for key in islice(listing(), _KEYS_LOOKED_AT):
+                path, _, document = key.rpartition("/")
+                host, _, set_name = path.rpartition("/")
+                if document == sets.MANIFEST and sets.set_time(set_name) is not None:
+                    hosts.add(host)
+    return sorted(hosts)
+
+
+def none_of_host(asked: str | None, hosts: Sequence[str]) -> NoSets:
+    """What one is told who finds no set. asked: the host that was named, None for our own; hosts: all that have sets.
+
+    A new set is no way to what one has lost, so nobody is told to make one who may have asked in the wrong place.
+    """
+    if asked is None and not hosts:
+        return NoSets("there is no set", hint=MAKE_ONE)
+    whose = "of this host" if asked is None else f"for --host {shlex.quote(asked)}"
+    nearest_first = difflib.get_close_matches(asked or "", hosts, n=_HOSTS_NAMED, cutoff=0.0)
+    named = ", ".join(f"--host {shlex.quote(each)}" for each in nearest_first)
+    more = f" and {len(hosts) - _HOSTS_NAMED} more" if len(hosts) > _HOSTS_NAMED else ""
+    hint = f"there are sets for {named}{more}" if hosts else "nor for any other: does that host have our BACKUP_PREFIX?"
+    return NoSets(f"there is no set {whose} here", hint=hint)
 
 
 def documents_of_sets(store: Store) -> Mapping[str, frozenset[str]]:

@@ -22,12 +22,14 @@ from sidecar.errors import (
     ChecksumMismatch,
     ContainerGone,
     EngineError,
+    NotFound,
     ObjectMissing,
+    SetInvalid,
     SidecarError,
     StoreDenied,
     StoreError,
 )
-from sidecar.jobs.catalogue import read_document
+from sidecar.jobs.catalogue import answered, read_document
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.ownership import Claimant, admitted, claimant
 from sidecar.plan import VOLUMES_TARGET, Plan
@@ -102,7 +104,10 @@ def check(settings: Settings, premises: Premises) -> Iterator[Finding]:
     yield from _room(premises.state, settings.spool_max, plan)
     for name, make in premises.stores.items():
         try:
-            yield from _store(f"store {name}", make(), us, premises)
+            store = make()
+            yield from _store(f"store {name}", store, us, premises)
+            if not store.off_host:
+                yield from _room_for_a_set(f"store {name}", store)
         except SidecarError as error:
             yield _wrong(f"store {name}", error)
 
@@ -298,6 +303,24 @@ def _store(subject: str, store: Store, us: Claimant | None, premises: Premises) 
     yield from (_wrong(subject, error) for error in wrong)
     if not wrong:
         yield Finding(subject, Verdict.OK, f"{store.location}: a probe was written, read, listed and deleted")
+
+
+def _room_for_a_set(subject: str, store: Store) -> Iterator[Finding]:
+    """Whether a directory's disk has room for one more set like the last one of all volumes. Raises StoreError."""
+    try:
+        disk = os.statvfs(store.location)
+    except OSError:  # it is not there before the first set is
+        return
+    with suppress(NotFound, SetInvalid):
+        last = answered({store.name: store}).find("latest")
+        need, free = sum(volume.archive.size for volume in last.volumes), disk.f_bavail * disk.f_frsize
+        if need > free:
+            yield Finding(
+                subject,
+                Verdict.WARNING,
+                f"{store.location} has {_mebibytes(free)} free, and {last.set} has {_mebibytes(need)}",
+                "make room on that disk, or keep sets on a larger one (BACKUP_LOCAL_DIR)",
+            )
 
 
 def _failed(step: Callable[[Store, str, bytes], None], store: Store, key: str, data: bytes) -> StoreError | None:

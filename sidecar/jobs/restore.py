@@ -34,12 +34,13 @@ from sidecar.errors import (
     SetInvalid,
     SidecarError,
     StoreError,
+    WrongUsage,
 )
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs import delivery
 from sidecar.jobs.catalogue import PRE_RESTORE, Catalogue, answered
 from sidecar.jobs.delivery import Delivery, Wanted, settle
-from sidecar.jobs.download import find_archive, tar_stream
+from sidecar.jobs.download import find_archive, proven_index, tar_stream
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, worst
@@ -94,7 +95,10 @@ class Wish:
 
 
 def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogue]:
-    """What a restore would do, and where the set lies. Raises NotFound, RestoreRefused, EngineError, StoreError."""
+    """What a restore would do, and where the set lies.
+
+    Raises NotFound, WrongUsage, RestoreRefused, EngineError, StoreError.
+    """
     catalogue = answered(tools.stores)
     containers = tools.engine.containers()
     plan = make_restore_plan(
@@ -107,11 +111,22 @@ def plan_restore(wish: Wish, tools: RestoreTools) -> tuple[RestorePlan, Catalogu
         drivers=wish.drivers,
     )
     if wish.pattern is not None and len(plan.volumes) != 1:
-        raise RestoreRefused(
+        raise WrongUsage(
             f"a path is in one volume, and {len(plan.volumes)} were chosen", hint="name the VOLUME: restore SET VOLUME"
         )
     warnings = (*catalogue.doubts(wish.set_name), *plan.warnings)
     return replace(plan, warnings=warnings, pattern=wish.pattern, safety=wish.safety), catalogue
+
+
+def preview(wish: Wish, tools: RestoreTools) -> dict[str, Any]:
+    """The object of `restore --dry-run --json`. Raises what `plan_restore` does, NotFound for what matches nothing."""
+    plan, catalogue = plan_restore(wish, tools)
+    document, holders = plan.as_json(), catalogue.holders[plan.manifest.set]
+    if wish.pattern is not None:
+        (each,) = plan.volumes
+        document["volumes"][0] |= _amounts(_extract(wish, each.stored, [tools.stores[name] for name in holders]))
+    known = (*catalogue.damage(plan.manifest.set), *catalogue.failed_drill(plan.manifest.set), *catalogue.unread)
+    return document | {"warnings": [*known, *document["warnings"]]}
 
 
 def restore(wish: Wish, tools: RestoreTools, follow: Follow, cancelled: threading.Event) -> RestoreReport:
@@ -145,7 +160,7 @@ def write_tar(
 ) -> None:
     """The plain tar stream of one volume, or of what matches in it, each block proven before it is written.
 
-    warn: told what somebody should know of it. Raises NotFound, RestoreRefused; ArchiveDamaged, SetInvalid, StoreError:
+    warn: told what somebody should know of it. Raises NotFound, WrongUsage; ArchiveDamaged, SetInvalid, StoreError:
     then what was written is not whole.
     """
     catalogue = answered(stores)
@@ -176,6 +191,20 @@ def _wanted(wish: Wish, volume: SetVolume) -> Callable[[bytes], Extract]:
         return extract
 
     return wanted
+
+
+def _extract(wish: Wish, volume: SetVolume, stores: Sequence[Store]) -> Extract:
+    """What will be taken, by the first index that is whole. Raises NotFound, and the last store's error."""
+    for store in stores[:-1]:
+        with suppress(StoreError, SetInvalid, ArchiveDamaged):
+            return _wanted(wish, volume)(proven_index(store, volume))
+    return _wanted(wish, volume)(proven_index(stores[-1], volume))
+
+
+def _amounts(extract: Extract) -> dict[str, int]:
+    """As the plan has them of a whole volume; a block is fetched whole, however little of it is wanted."""
+    blocks = {piece.block.offset: piece.block.length for piece in extract.pieces}
+    return {"files": extract.files, "raw_bytes": extract.length, "archive_bytes": sum(blocks.values())}
 
 
 def settle_owed(engine: Engine, own: Container, journal: Journal, emit: Emit) -> None:

@@ -32,6 +32,7 @@ from sidecar.jobs.discover import Discovery
 from sidecar.model import Container, Volume
 from sidecar.plan import VOLUMES_TARGET, Plan
 from sidecar.salvage import (
+    USUAL_NAME,
     Erasures,
     Finding,
     Laid,
@@ -89,7 +90,7 @@ class Grounds:
 
     stores: by name, made when asked for, because that may fail. engine, discovery: as a run would have them. snapshots:
     of this machine's disks, None where it is no EC2 instance. now: aware; ages are told by it. say: told what is being
-    looked at.
+    looked at. container: the name of the sidecar's, for commands.
     """
 
     stores: Mapping[str, Callable[[], Searched]]
@@ -99,6 +100,7 @@ class Grounds:
     snapshots: Callable[[], Sequence[Snapshot] | None] = lambda: None
     say: Callable[[str], None] = lambda _: None
     limits: Limits = field(default_factory=Limits)
+    container: str = USUAL_NAME
 
 
 def scan(grounds: Grounds) -> Salvage:
@@ -265,6 +267,7 @@ class _Search:
                 volume_finding(
                     volume.name,
                     path,
+                    container=self._grounds.container,
                     held=held(seen.names, seen.texts),
                     size=seen.size,
                     newest=None if seen.newest is None else datetime.fromtimestamp(seen.newest, UTC),

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.config import duration
-from sidecar.errors import Busy, Interrupted, MountMissing, SidecarError
+from sidecar.errors import Busy, Interrupted, MountMissing, SidecarError, WrongUsage
 from sidecar.service.guardian import Guardian
 from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, VerifyRequest
 from sidecar.service.runs import Runs, Ticket
@@ -54,12 +54,6 @@ _UNKNOWN = (
 
 Crashed = Callable[[BaseException, str], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class _Usage(SidecarError):
-    """The request is not one that this API understands."""
-
-    code = "usage"
 
 
 class Door:
@@ -170,7 +164,7 @@ class ControlApi:
         wanted = _object(await request.body(), {"set", "keep"})
         set_name, keep = wanted.get("set"), wanted.get("keep")
         if not isinstance(set_name, str) or not isinstance(keep, bool):
-            raise _Usage("set is not a name, or keep not true or false")
+            raise WrongUsage("set is not a name, or keep not true or false")
         return _json(await run_in_threadpool(self._jobs.keep, set_name, keep))
 
     async def _cancel(self, _: Request) -> Response:
@@ -209,7 +203,7 @@ class ControlApi:
         try:
             span = duration(str(wanted.get("for", "10m")))
         except ValueError as exc:
-            raise _Usage(f"for is {wanted['for']!r}, and {exc}: such as 90s, 10m or 1h30m") from exc
+            raise WrongUsage(f"for is {wanted['for']!r}, and {exc}: such as 90s, 10m or 1h30m") from exc
         return _json(await run_in_threadpool(self._guardian.release, str(wanted.get("volume", "")), span))
 
     async def _protect(self, request: Request) -> Response:
@@ -268,63 +262,63 @@ async def _follow(runs: Runs, ticket: Ticket, warnings: Sequence[str]) -> AsyncI
 
 
 def _object(body: bytes, keys: set[str]) -> dict[str, Any]:
-    """A body that is an object of no other keys. Raises _Usage."""
+    """A body that is an object of no other keys. Raises WrongUsage."""
     try:
         document = json.loads(body or b"{}")
     except ValueError as exc:
-        raise _Usage(f"the body is not JSON: {exc}") from exc
+        raise WrongUsage(f"the body is not JSON: {exc}") from exc
     if not isinstance(document, dict) or not document.keys() <= keys:
-        raise _Usage(f"the body is not an object of {', '.join(sorted(keys))}")
+        raise WrongUsage(f"the body is not an object of {', '.join(sorted(keys))}")
     return document
 
 
 def _names(wanted: dict[str, Any]) -> tuple[str, ...]:
     volumes = wanted.get("volumes", [])
     if not isinstance(volumes, list) or not all(isinstance(each, str) for each in volumes):
-        raise _Usage("volumes is not a list of names")
+        raise WrongUsage("volumes is not a list of names")
     return tuple(volumes)
 
 
 def _restore_request(body: bytes) -> tuple[RestoreRequest, bool]:
-    """The request and whether it must not wait. Raises _Usage."""
+    """The request and whether it must not wait. Raises WrongUsage."""
     wanted = _object(body, {"set", "volumes", "into", "pattern", "host", "safety", "drivers", "no_wait"})
     texts = {name: wanted.get(name) for name in ("into", "pattern", "host")}
     set_name, safety, no_wait = wanted.get("set", "latest"), wanted.get("safety", True), wanted.get("no_wait", False)
     if not all(text is None or isinstance(text, str) for text in (set_name, *texts.values())) or set_name is None:
-        raise _Usage("set, into, pattern or host is not a text")
+        raise WrongUsage("set, into, pattern or host is not a text")
     drivers = wanted.get("drivers", False)
     if not all(isinstance(each, bool) for each in (safety, drivers, no_wait)):
-        raise _Usage("safety, drivers or no_wait is not true or false")
+        raise WrongUsage("safety, drivers or no_wait is not true or false")
     return RestoreRequest(set_name, _names(wanted), safety=safety, drivers=drivers, **texts), no_wait  # type: ignore[arg-type]
 
 
 def _verify_request(body: bytes) -> tuple[VerifyRequest, bool]:
-    """The request and whether it must not wait. Raises _Usage."""
+    """The request and whether it must not wait. Raises WrongUsage."""
     wanted = _object(body, {"set", "how", "no_wait"})
     set_name, how, no_wait = wanted.get("set", "latest"), wanted.get("how", "full"), wanted.get("no_wait", False)
     if not isinstance(set_name, str) or how not in ("quick", "full") or not isinstance(no_wait, bool):
-        raise _Usage("set is not a name, how neither quick nor full, or no_wait not true or false")
+        raise WrongUsage("set is not a name, how neither quick nor full, or no_wait not true or false")
     return VerifyRequest(set_name, how), no_wait
 
 
 def _drill_request(body: bytes) -> tuple[DrillRequest, bool]:
-    """The request and whether it must not wait. Raises _Usage."""
+    """The request and whether it must not wait. Raises WrongUsage."""
     wanted = _object(body, {"set", "volumes", "no_wait"})
     set_name, no_wait = wanted.get("set", "latest"), wanted.get("no_wait", False)
     if not isinstance(set_name, str) or not isinstance(no_wait, bool):
-        raise _Usage("set is not a name, or no_wait not true or false")
+        raise WrongUsage("set is not a name, or no_wait not true or false")
     return DrillRequest(set_name, _names(wanted)), no_wait
 
 
 def _run_request(body: bytes) -> tuple[RunRequest, bool]:
-    """The request and whether it must not wait. Raises _Usage."""
+    """The request and whether it must not wait. Raises WrongUsage."""
     wanted = _object(body, {"volumes", "full", "tags", "no_wait"})
     volumes, tags = _names(wanted), wanted.get("tags", {})
     full, no_wait = wanted.get("full", False), wanted.get("no_wait", False)
     if not isinstance(tags, dict) or not all(isinstance(each, str) for each in tags.values()):
-        raise _Usage("tags is not an object of texts")
+        raise WrongUsage("tags is not an object of texts")
     if not isinstance(full, bool) or not isinstance(no_wait, bool):
-        raise _Usage("full and no_wait are not true or false")
+        raise WrongUsage("full and no_wait are not true or false")
     return RunRequest(volumes=volumes, full=full, tags=tags), no_wait
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from sidecar.durable import replace_file
 from sidecar.errors import NotFound, SidecarError
 from sidecar.events import Emit
-from sidecar.guarding import Guarded
+from sidecar.guarding import Guarded, sidecar_of
 from sidecar.plan import nearest
 from sidecar.report import rfc3339
 from sidecar.service.jobs_port import Jobs
@@ -183,12 +183,13 @@ class Guardian:
             return
         known.used -= gone
         names = " ".join(sorted(gone))
-        releases = "; ".join(f"docker exec backup guard release {name}" for name in sorted(gone))
+        verb = f"docker exec {sidecar_of(guarded.container)}"
+        releases = "; ".join(f"{verb} guard release {name}" for name in sorted(gone))
         self._emit(
             "guard_kept",
             volumes=sorted(gone),
             error=f"all containers that used them are gone, and the guard keeps the volumes: {', '.join(sorted(gone))}",
-            hint=f"to back them up now: docker exec backup run-now {names}; to be able to delete them: {releases}",
+            hint=f"to back them up now: {verb} run-now {names}; to be able to delete them: {releases}",
         )
 
     def _must_be_worth_it(self, volume: str) -> None:

@@ -285,7 +285,8 @@ class Runs:
         if self._damaged:
             return f"the newest set, {self._damaged['set']}, is damaged: {self._damaged['why']}"
         if self._drill_failed:
-            return f"set {self._drill_failed['set']} failed its drill: {self._drill_failed['why']}"
+            what = f"set {self._drill_failed['set']} failed its drill: {self._drill_failed['why']}"
+            return f"{what}; mend that, then `run-now`, and `drill` the newer set"
         owed = [each.due for each in (self._running, *self._waiting) if each and each.due]
         due = min([*owed, *filter(None, [self._missed, self._next_due])], default=None)
         if self._schedule and due and self._now() > self._schedule.overdue_after(due):

@@ -73,7 +73,7 @@ def test_everything_that_is_left_is_found_with_what_it_is(loss: Loss) -> None:
         for host in ("/theirs", "/ours")
     )
     assert loss.sets["theirs"] in theirs["what"]
-    assert ours["commands"] == [f"docker exec -it backup restore {loss.sets['ours']}"]
+    assert ours["commands"] == [f"docker exec -it {loss.ours.name} restore {loss.sets['ours']}"]
     assert theirs["proven"]
     assert theirs["bytes"] > 0
     (half,) = loss.found("half_set", "half")
@@ -91,13 +91,10 @@ def test_the_command_that_it_prints_restores_the_other_hosts_set(loss: Loss) -> 
     (command,) = theirs["commands"]
     into = f"{loss.volume}_restored"
     assert command == (
-        f"docker exec backup restore {loss.sets['theirs']} {loss.volume} --host theirs --as {into} --yes"
+        f"docker exec {loss.ours.name} restore {loss.sets['theirs']} {loss.volume} --host theirs --as {into} --yes"
     )
     try:
-        # As printed, but for the container, whose name is this test's.
-        words = shlex.split(command)
-        words[words.index("backup")] = loss.ours.name
-        done = docker(*words[1:], timeout=300)
+        done = docker(*shlex.split(command)[1:], timeout=300)
         assert done.code == 0, done
         read = docker("exec", loss.ours.name, "cat", f"/volumes/{into}/_data/file")
         assert read.out == "precious\n"
@@ -115,5 +112,5 @@ def test_at_a_terminal_or_in_a_pipe_it_is_told_in_words_and_ends_in_a_conclusion
     done = loss.ours.verb("scan", timeout=300)
     assert done.code in (0, 3), done
     assert f"volume {loss.idle} (PostgreSQL 15)" in done.out
-    assert f"docker exec backup run-now {loss.idle}" in done.out
+    assert f"docker exec {loss.ours.name} run-now {loss.idle}" in done.out
     assert "The newest backup that can be recovered: " in done.out.splitlines()[-1]

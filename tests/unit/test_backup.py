@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sidecar.cli.words import Words
 from sidecar.errors import EngineDenied, EngineSilent, NotFound, StoreDenied, StoreUnreachable
 from sidecar.events import Progress
 from sidecar.jobs.catalogue import list_files, list_sets
@@ -289,6 +290,22 @@ def test_a_spool_too_small_is_found_before_anything_is_frozen(shop: Shop) -> Non
     assert report.outcome is Outcome.FAILED
     assert report.reasons[0].code == "spool_full"
     assert shop.engine.names("pause") == []
+
+
+def test_a_group_that_has_no_room_in_the_spool_is_named_and_groups_that_fail_alike_are_named_together(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("wiki", "blog"):
+        shop.engine.add_volume(name)
+        shop.data(name).mkdir(parents=True)
+        (shop.data(name) / "file").write_bytes(bytes(9000))
+    shop.spool_most = 1000
+    Words(terminal=False).report(shop.run().as_json())
+    told = [line.strip(" -") for line in capsys.readouterr().out.splitlines() if "the spool needs" in line]
+    assert sorted(line.partition(" needs")[0] for line in told) == [
+        "group shop: the spool",
+        "groups blog, wiki: the spool",
+    ]
 
 
 def test_a_run_told_to_stop_while_it_reads_thaws_and_stores_nothing(shop: Shop) -> None:

@@ -29,6 +29,7 @@ from sidecar.stores.local import LocalStore
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Store
 from tests.contract.fake_engine import FakeEngine
+from tests.unit.shop import Shop
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ROOT = "/var/lib/docker/volumes"
@@ -459,6 +460,31 @@ def test_a_directory_is_probed_as_a_bucket_is(host: Host, tmp_path: Path):
 
     assert [finding.verdict for finding in findings] == [Verdict.OK, Verdict.ERROR]
     assert [path.name for path in (tmp_path / "sets").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("available", "result"), [(9, "warning"), (11, None), (0, "warning")])
+def test_a_directory_whose_disk_does_not_hold_one_more_set_like_the_last_is_a_warning(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int, result: str | None
+):
+    shop = Shop(tmp_path / "shop")
+    (tmp_path / "sets").mkdir()
+    (shop.data("db") / "noise").write_bytes(os.urandom(10 << 20))
+    shop.stores = {"local": LocalStore(str(tmp_path / "sets"))}
+    last = shop.run()
+    shop.second += 1
+    assert shop.run("files").set  # a set of one volume tells nothing of what the next of all needs
+    host.now = lambda: datetime.now(UTC)
+    host.stores = {"local": lambda: LocalStore(str(tmp_path / "sets"))}
+    real = os.statvfs
+    monkeypatch.setattr(
+        os, "statvfs", lambda at: Disk(1 << 20, 1_000, available) if str(at) == str(tmp_path / "sets") else real(at)
+    )
+
+    found = [f for f in host.check() if f.subject == "store local" and f.verdict is not Verdict.OK]
+    assert [f.verdict.value for f in found] == ([result] if result else [])
+    for each in found:
+        assert each.message == f"{tmp_path}/sets has {available} MiB free, and {last.set} has 10 MiB"
+        assert "BACKUP_LOCAL_DIR" in each.hint
 
 
 # --- the verb --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from rich.text import Text
 from sidecar.cli.main import EXIT_CODES, main
 from sidecar.cli.words import Words, duration, printable, size
 from sidecar.report import Outcome
-from tests.unit.fake_daemon import PLAN, SET
+from tests.unit.fake_daemon import FILE, PLAN, SET
 from tests.unit.fake_daemon_process import PATIENCE, REPOSITORY, DaemonProcess, environment, eventually, fake_daemon
 
 PROGRAM = [sys.executable, "-c", "from sidecar.cli.main import main; main()"]
@@ -68,7 +68,7 @@ def test_a_good_run_is_told_in_words_and_leaves_with_0(daemon: DaemonProcess):
     assert dict(zip(header, [*row[:3], *amounts], strict=True)) == {
         "volume": "shop_data",
         "outcome": "good",
-        "files": "12",
+        "entries": "12",
         "read": "9.0 MiB",
         "archive": "5.0 MiB",
         "sent": "2.0 MiB",
@@ -163,6 +163,8 @@ def test_tags_and_volumes_reach_the_run(daemon: DaemonProcess):
         ("run-now", "--fast"),
         ("plan", "everything"),
         ("list", "a", "b", "c", "d"),
+        ("verify", "--quick", "--full"),
+        ("verify", "latest", "--full", "--quick"),
         ("restart",),
     ],
 )
@@ -327,9 +329,40 @@ def test_list_shows_sets_then_volumes_then_files(daemon: DaemonProcess):
     assert (
         "backup-20260102_030000  good           1  9.0 MiB   5.0 MiB  s3                         reason=upgrade" in sets
     )
-    assert "shop_data     12  9.0 MiB  5.0 MiB" in volumes
-    assert "made on host-1, lies in s3" in volumes
+    assert "shop_data       12  9.0 MiB  5.0 MiB" in volumes
+    assert "made on host-1 (--host ''), lies in s3" in volumes
     assert r"-0644  999:0     3  2026-01-01 00:00:00+00:00  ./a\x1b[31m\nb\udcff.txt" in files
+
+
+def test_where_there_is_no_set_what_to_do_is_said(capsys) -> None:
+    Words(terminal=False).listing({"sets": [], "hint": "there are sets for --host web-1"}, one_set=False)
+    assert capsys.readouterr().out == "there is no set; there are sets for --host web-1\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_one_long_path_is_told_whole_and_costs_no_other_row_a_column(capsys, monkeypatch, terminal: bool) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "/".join(["d" * 200] * 8)
+    files = [{**FILE, "path": "notes.txt"}, {**FILE, "path": long, "size": 12_345_678_901}]
+
+    Words(terminal=terminal).listing({"files": files}, one_set=False)
+
+    lines = Text.from_ansi(capsys.readouterr().out).plain.splitlines()
+    moment = r"[\d-]+ [\d:]+[+-]\d\d:\d\d"
+    assert re.fullmatch(r" *mode +owner +size +changed +path", lines[0])
+    assert re.fullmatch(rf"-0644  999:0 +3  {moment}  notes\.txt", lines[1])
+    assert re.fullmatch(rf"-0644  999:0  12345678901  {moment}  {long}", lines[2])
+
+
+def test_a_table_on_a_narrow_terminal_cuts_nothing_off(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "v" * 150
+
+    Words(terminal=True).listing({"sets": [SET | {"volumes": {name: SET["volumes"]["shop_data"]}}]}, one_set=True)
+
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert shown.count("v") >= len(name)
 
 
 def test_list_shows_only_files_that_match_and_none_is_exit_code_10(daemon: DaemonProcess):
@@ -436,6 +469,11 @@ def test_a_damaged_set_says_what_is_wrong_and_what_to_do_and_leaves_with_1(daemo
     assert invoke(daemon, "status", "--check").stdout.find("damaged") == -1
 
 
+@pytest.mark.parametrize(("options", "how"), [((), "full"), (("--full",), "full"), (("--quick",), "quick")])
+def test_a_verification_is_full_unless_it_is_to_be_quick(daemon: DaemonProcess, options: tuple[str, ...], how: str):
+    assert json.loads(invoke(daemon, "verify", *options, "--json").stdout)["how"] == how
+
+
 def test_json_of_a_verification_is_one_object(daemon: DaemonProcess):
     done = invoke(daemon, "verify", "latest", "--json")
     document = json.loads(done.stdout)
@@ -460,7 +498,7 @@ def test_a_set_on_which_its_services_come_up_is_told_in_words_and_leaves_with_0(
     assert "starting shop-db-1\n" in done.stdout
     assert re.search(r"^shop-db-1 +health check +came up +4.2 s +shop_data$", done.stdout, re.MULTILINE)
     assert "good: backup-20260102_030000, drilled in 7.3 s" in done.stdout
-    assert "  shop_data: proven, 12 files, 9.0 MiB, from store s3\n" in done.stdout
+    assert "  shop_data: proven, 12 entries, 9.0 MiB, from store s3\n" in done.stdout
 
 
 def test_a_service_that_does_not_come_up_says_why_and_what_to_do_and_leaves_with_1(daemon: DaemonProcess):
@@ -484,7 +522,7 @@ def test_a_volume_that_nothing_proves_leaves_with_3_and_names_the_label(daemon: 
     done = invoke(daemon, "drill", "latest", "wiki")
 
     assert done.exit_code == 3
-    assert "  wiki: not proven, 12 files" in done.stdout
+    assert "  wiki: not proven, 12 entries" in done.stdout
     assert "backup.drill" in done.stdout
 
 
@@ -628,10 +666,11 @@ def test_a_restore_shows_what_it_will_do_then_does_it_and_says_how_it_went(daemo
 
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert lines[0] == "set backup-20260102_030000 of host host-1, begun 2026-01-02 03:00:00 UTC"
+    assert lines[0] == "set backup-20260102_030000, made on host-1 (--host ''), begun 2026-01-02 03:00:00 UTC"
     assert any("shop_data" in line and "is replaced" in line for line in lines)
     assert "  stopped for it, and started again: shop-db-1" in lines
     assert "good: backup-20260102_030000, in 7.3 s" in lines
+    assert "  shop_data: restored, 12 entries, 9.0 MiB, from store s3" in lines
     assert "  shop-db-1 stopped for 912 ms, and started again" in lines
 
 

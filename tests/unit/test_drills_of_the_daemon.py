@@ -150,7 +150,10 @@ def test_it_is_unhealthy_while_the_newest_set_failed_its_drill_after_a_restart_a
 ) -> None:
     world.drill_now(drilled(Outcome.FAILED))
     for _ in range(2):
-        assert (world.status()["healthy"], world.status()["why"]) == (False, f"set {SET} failed its drill: {WHY}")
+        status = world.status()
+        assert not status["healthy"]
+        what_to_do = "mend that, then `run-now`, and `drill` the newer set"
+        assert status["why"] == f"set {SET} failed its drill: {WHY}; {what_to_do}"
         world.restart()
     world.run()
     assert not world.status()["healthy"]  # nobody knows whether that one comes up

@@ -89,6 +89,7 @@ def test_what_would_be_backed_up_is_protected_if_it_would_be_deleted_with_its_vo
         Volume("f" * 64, "/volumes-of-host/x/_data"),
         Volume("cache", "/volumes-of-host/cache/_data", labels={"backup.exclude": "true"}),
         Volume(STATE, "/volumes-of-host/backup-state/_data"),
+        Volume("backup-drill-1f-0", "/volumes-of-host/s/_data", labels={"backup.role": "drill"}),  # nobody's
     ]
     own = [Mount("bind", "/volumes-of-host", "/volumes", False), Mount("volume", "", "/state", True, STATE)]
     mounted = [f"/volumes/{name}/_data" for name in ("nfs", "plugged")]
@@ -150,10 +151,11 @@ class Host:
     directory: Path
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     include: tuple[str, ...] = ()
+    name: str = "backup"
 
     @property
     def own(self) -> Container:
-        return self.engine.container("backup")
+        return self.engine.container(self.name)
 
     @property
     def journal(self) -> Journal:
@@ -568,6 +570,18 @@ def test_switched_off_there_is_no_guard_and_one_that_was_there_goes(keeping: Kee
 
 
 # --- when the containers of a volume are gone ------------------------------------------------------------------------
+
+
+def test_what_to_do_about_kept_volumes_names_the_sidecars_own_container(keeping: Keeping):
+    keeping.host.engine.rename(keeping.host.own.id, "depot")
+    keeping.host.name = "depot"
+    for name in ("db", "web"):
+        keeping.host.engine.remove(name)
+    keeping.after(300)
+
+    (told,) = keeping.host.told("guard_kept")
+    assert "docker exec depot run-now shop_db shop_files" in told["hint"]
+    assert "docker exec depot guard release shop_db" in told["hint"]
 
 
 def test_volumes_that_the_guard_has_kept_are_named_once_with_what_to_do(keeping: Keeping):

@@ -121,6 +121,14 @@ def test_a_glob_takes_out_what_it_names_and_the_directories_above(
         assert one(stream, name) == one(whole, name)
 
 
+def test_brackets_of_a_name_are_written_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree" / "photos[br]").mkdir(parents=True)
+    (tmp_path / "tree" / "photos[br]" / "one").touch()
+    archive = Archive(tmp_path / "tree", tmp_path / "archive", monkeypatch)
+    assert names(archive.stream(matching(archive.index, "photos[[]br]"))) == {"photos[br]", "photos[br]/one"}
+    assert not matching(archive.index, "photos[br]").files
+
+
 def one(stream: bytes, name: str) -> tuple[object, ...]:
     with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
         member = tar.getmember("./" + name)

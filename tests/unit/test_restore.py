@@ -32,6 +32,7 @@ from sidecar.errors import (
     SetInvalid,
     SidecarError,
     StoreUnreachable,
+    WrongUsage,
 )
 from sidecar.events import Progress
 from sidecar.jobs.catalogue import list_sets, read_document
@@ -41,6 +42,7 @@ from sidecar.jobs.restore import (
     Wish,
     owed_volumes,
     plan_restore,
+    preview,
     restore,
     settle_owed,
     write_tar,
@@ -675,6 +677,35 @@ def test_the_plan_says_what_would_be_done_and_does_nothing(loss: Loss) -> None:
     assert loss.events == []
 
 
+def test_the_plan_of_a_path_tells_of_what_matches_and_of_nothing_else(loss: Loss) -> None:
+    (listed,) = list_sets(loss.stores)["sets"]
+    (of_all,) = preview(Wish(named=("db",)), loss.tools())["volumes"]
+    (of_path,) = preview(Wish(named=("db",), pattern="one/*"), loss.tools())["volumes"]
+    assert {key: of_all[key] for key in listed["volumes"]["db"]} == listed["volumes"]["db"]
+    report = loss.restore("db", pattern="one/*")
+    assert [(v.files, v.bytes_written) for v in report.volumes] == [(of_path["files"], of_path["raw_bytes"])]
+    assert of_path["raw_bytes"] < of_all["raw_bytes"]
+    assert 0 < of_path["archive_bytes"] < of_all["archive_bytes"]
+
+
+def test_the_plan_of_a_path_that_matches_nothing_is_the_error_of_the_restore(loss: Loss) -> None:
+    wish = Wish(named=("files",), pattern="on/file")
+    with pytest.raises(NotFound, match="nothing in volume files matches 'on/file'"):
+        preview(wish, loss.tools())
+    with pytest.raises(NotFound, match="nothing in volume files matches 'on/file'"):
+        preview(replace(wish, into="files-then"), loss.tools())
+
+
+def test_the_plan_of_a_path_is_made_from_the_copy_whose_index_is_whole(loss: Loss) -> None:
+    damaged = MemoryStore()
+    for stored in loss.stores["memory"].list():
+        damaged.put(stored.key, read_document(loss.stores["memory"], stored.key))
+    flip(damaged, f"{loss.set}/files.index.jsonl.gz", 20)
+    loss.stores = {"damaged": damaged, **loss.stores}
+    (volume,) = preview(Wish(named=("files",), pattern="one/file"), loss.tools())["volumes"]
+    assert volume["files"] == 2
+
+
 # --- other forms -----------------------------------------------------------------------------------------------------
 
 
@@ -714,15 +745,17 @@ def test_as_a_new_volume_it_touches_nothing_else_and_nobody_is_stopped(loss: Los
 
 
 @pytest.mark.parametrize(
-    ("named", "into", "match"),
+    ("named", "into", "match", "code"),
     [
-        (("db", "files"), "new", "2 volumes cannot be restored as the one volume new"),
-        (("db",), "files", "volume files exists already"),
-        (("db",), "../x", "is no name for a volume"),
+        (("db", "files"), "new", "2 volumes cannot be restored as the one volume new", "usage"),
+        (("db",), "files", "volume files exists already", "restore_refused"),
+        (("db",), "../x", "is no name for a volume", "usage"),
     ],
 )
-def test_what_cannot_be_a_new_volume_is_refused(loss: Loss, named: tuple[str, ...], into: str, match: str) -> None:
-    loss.refused(RestoreRefused, *named, into=into, match=match)
+def test_what_cannot_be_a_new_volume_is_refused(
+    loss: Loss, named: tuple[str, ...], into: str, match: str, code: str
+) -> None:
+    assert loss.refused(SidecarError, *named, into=into, match=match).code == code
 
 
 def test_a_path_alone_is_put_in_place_and_all_else_stays(loss: Loss) -> None:
@@ -741,7 +774,7 @@ def test_a_path_alone_is_put_in_place_and_all_else_stays(loss: Loss) -> None:
 def test_a_path_that_matches_nothing_and_a_path_in_many_volumes_are_refused(loss: Loss) -> None:
     error = loss.refused(NotFound, "files", pattern="on/file", match="nothing in volume files matches 'on/file'")
     assert "list SET VOLUME GLOB" in error.hint
-    loss.refused(RestoreRefused, pattern="one/file", match="a path is in one volume, and 2 were chosen")
+    loss.refused(WrongUsage, pattern="one/file", match="a path is in one volume, and 2 were chosen")
 
 
 def test_the_newest_set_that_has_the_volume_is_the_latest(loss: Loss) -> None:

@@ -238,7 +238,7 @@ def test_only_an_archive_with_parts_is_worth_completing_by_hand(document: str, s
 def test_a_volume_is_backed_up_or_looked_into_and_a_leftover_is_named() -> None:
     facts: dict[str, Any] = {"held": "PostgreSQL 16", "size": 4, "newest": NOW, "whole": False}
     idle = volume_finding("pg", "/volumes/pg/_data", leftover="", **facts)
-    cut = volume_finding("pg", "/volumes/pg/_data", leftover=".volume-backup-restore", **facts)
+    cut = volume_finding("pg", "/volumes/pg/_data", container="depot", leftover=".volume-backup-restore", **facts)
 
     assert idle.what == "volume pg (PostgreSQL 16)"
     assert idle.at_least
@@ -246,8 +246,8 @@ def test_a_volume_is_backed_up_or_looked_into_and_a_leftover_is_named() -> None:
     assert "docker run --rm -it -v pg:/data alpine sh" in idle.commands
     assert cut.kind is Kind.LEFTOVER
     assert cut.commands == (
-        "docker exec backup ls -la /volumes/pg/_data/.volume-backup-restore",
-        "docker exec backup restore latest pg --yes",
+        "docker exec depot ls -la /volumes/pg/_data/.volume-backup-restore",
+        "docker exec depot restore latest pg --yes",
     )
 
 

@@ -434,6 +434,27 @@ def test_the_verb_needs_neither_daemon_nor_engine_and_leaves_with_3_because_it_c
     assert told["newest"]["db"]["time"] == "2026-01-02T03:00:00Z"
 
 
+@pytest.mark.parametrize(("is_gone_soon", "name"), [(False, "depot"), (True, "backup")])
+def test_commands_name_the_sidecars_container_unless_that_is_gone_when_they_are_read(
+    no_settings: pytest.MonkeyPatch, tmp_path: Path, is_gone_soon: bool, name: str
+) -> None:
+    from sidecar import wiring  # noqa: PLC0415 - half a second that the other tests need not wait for
+
+    engine = FakeEngine()
+    engine.run("depot", labels={"backup.role": "sidecar"}, auto_remove=is_gone_soon)
+    engine.be("depot")
+    (tmp_path / "sets").mkdir()
+    put_set(LocalStore(str(tmp_path / "sets")), "other", NEW, "db")
+    put_set(LocalStore(str(tmp_path / "sets")), "", NEW, "db")
+    no_settings.setattr(wiring, "_connect", lambda _: engine)
+    no_settings.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    salvage = wiring.scan({"BACKUP_STORES": "local", "BACKUP_LOCAL_DIR": f"{tmp_path}/sets"}, lambda _: None)
+    assert {command.partition(" restore")[0] for found in salvage.findings for command in found.commands} == {
+        f"docker exec -it {name}",
+        f"docker exec {name}",
+    }
+
+
 def test_settings_that_cannot_be_used_are_exit_code_2(no_settings: pytest.MonkeyPatch) -> None:
     no_settings.setenv("BACKUP_MAX_PAUSE", "soon")
     done = CliRunner().invoke(main, ["scan"])
