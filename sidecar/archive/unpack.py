@@ -21,8 +21,8 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import select
-import shutil
 import subprocess
 import threading
 from collections import deque
@@ -156,7 +156,7 @@ def _settle(root: str, *, go: bool = False) -> Word:
     # The root's time is what it was before our directory came, unless someone else has touched it since.
     noted = _noted(os.path.join(staging, _BEFORE))
     is_ours = noted.get("since_ns") == os.stat(root).st_mtime_ns
-    shutil.rmtree(staging)
+    _remove(staging)
     if is_ours:
         os.utime(root, ns=(noted["mtime_ns"], noted["mtime_ns"]))
     return Word.AS_IT_WAS
@@ -355,7 +355,7 @@ def _go_on(root: str) -> None:
         sync_directory(root)
         os.rmdir(new)
     with suppress(FileNotFoundError):
-        shutil.rmtree(old)
+        _remove(old)
     sync_directory(staging)
     os.rename(staging, os.path.join(root, DONE))
     sync_directory(root)
@@ -366,19 +366,57 @@ def _merge(root: str) -> None:
     """Move everything of new/ to where it belongs. A file replaces a file; what is of another kind makes way."""
     staging = os.fsencode(os.path.join(root, STAGING))
     new, old = os.path.join(staging, _NEW.encode()), os.path.join(staging, _OLD.encode())
-    for directory, directories, files in os.walk(new):
-        target = os.path.normpath(os.path.join(os.fsencode(root), os.path.relpath(directory, new)))
-        for name in [*directories, *files]:
+    pending = [(new, os.fsencode(root))]  # os.walk calls itself for each level
+    while pending:
+        directory, target = pending.pop()
+        for name in os.listdir(directory):
             source, destination = os.path.join(directory, name), os.path.join(target, name)
-            if not _is_directory(source) or not _is_directory(destination):
-                if os.path.lexists(destination) and (_is_directory(source) or _is_directory(destination)):
-                    os.rename(destination, os.path.join(old, b"%d" % len(os.listdir(old))))
-                os.rename(source, destination)
-        directories[:] = [name for name in directories if _is_directory(os.path.join(directory, name))]
+            if _is_directory(source) and _is_directory(destination):
+                pending.append((source, destination))
+                continue
+            if os.path.lexists(destination) and (_is_directory(source) or _is_directory(destination)):
+                os.rename(destination, os.path.join(old, b"%d" % len(os.listdir(old))))
+            os.rename(source, destination)
         sync_directory(target)
     os.rename(staging, os.path.join(os.fsencode(root), DONE.encode()))
     sync_directory(root)
     _finish(root)
+
+
+def _remove(directory: str) -> None:
+    """All of it, however deep: shutil.rmtree calls itself for each level (Python 3.11: RecursionError at 1,200, tried).
+
+    What a directory holds is moved up, or deleted, before it is. Nothing is followed, whoever puts a symlink there.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    top = os.open(directory, flags)
+    moved, ours = 0, secrets.token_hex(8)
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if _unlinked(name, top):
+                    continue
+                below = os.open(name, flags, dir_fd=top)
+                try:
+                    for each in os.listdir(below):
+                        if not _unlinked(each, below):
+                            os.rename(each, f"{ours}-{moved}", src_dir_fd=below, dst_dir_fd=top)
+                            moved += 1
+                finally:
+                    os.close(below)
+                os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(directory)
+
+
+def _unlinked(name: str, directory: int) -> bool:
+    """Delete it, unless it is a directory; whether it is deleted."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except IsADirectoryError:
+        return False
+    return True
 
 
 def _is_directory(path: bytes) -> bool:
@@ -388,7 +426,7 @@ def _is_directory(path: bytes) -> bool:
 def _finish(root: str) -> None:
     done = os.path.join(root, DONE)
     mtime_ns = _noted(os.path.join(done, _ARRIVING)).get("mtime_ns")
-    shutil.rmtree(done)
+    _remove(done)
     if mtime_ns is not None:
         os.utime(root, ns=(mtime_ns, mtime_ns))
     sync_directory(root)

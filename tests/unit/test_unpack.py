@@ -382,10 +382,10 @@ def test_what_cannot_be_moved_away_leaves_the_volume_as_it_was(
 ) -> None:
     rename = os.rename
 
-    def refusing(source: Any, target: Any) -> None:
+    def refusing(source: Any, target: Any, **options: Any) -> None:
         if os.fsencode(source).endswith(b"/only-old") and b"/old/" in os.fsencode(target):
             raise OSError(1, "Operation not permitted", source)
-        rename(source, target)
+        rename(source, target, **options)
 
     monkeypatch.setattr(os, "rename", refusing)
     with pytest.raises(RestoreFailed, match="only-old' cannot be moved away: Operation not permitted"):
@@ -443,6 +443,41 @@ def test_a_second_restore_of_the_same_volume_waits_for_the_first(volume: Path, s
     os.close(reader)
     assert second == [Word.CLEAN]
     assert found(volume) == OLD
+
+
+# --- deep ------------------------------------------------------------------------------------------------------------
+
+
+def dug(root: Path, levels: int) -> None:
+    """A file below so many directories."""
+    directory = os.open(root, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("n", dir_fd=directory)
+        below = os.open("n", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    os.close(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=directory))
+    os.close(directory)
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_a_tree_deeper_than_python_calls_itself_is_exchanged_and_cleared_away(
+    tmp_path: Path, volume: Path, is_given_up: bool
+) -> None:
+    """1,400 levels: more than calls are nested or descriptors open, and still a path that the kernel takes."""
+    source = tmp_path / "deep"
+    source.mkdir()
+    dug(source, 1400)
+    dug(volume, 1400)
+    arriving = subprocess.run(["tar", "-cf", "-", "."], cwd=source, check=True, capture_output=True).stdout
+    words = restored(volume, arriving + (LEAVE if is_given_up else GO), files=1402)
+    assert words[-1] is (Word.AS_IT_WAS if is_given_up else Word.EXCHANGED)
+    assert set(os.listdir(volume)) == ({"kept.txt", "d", "only-old", "n"} if is_given_up else {"n"})
+    merged(volume, arriving)
+    assert os.path.exists(volume / ("n/" * 1400) / "f")
+    assert not (volume / STAGING).exists()
+    for tree in (source, volume):  # pytest's own way of clearing up is not made for them
+        subprocess.run(["rm", "-rf", str(tree)], check=True)
 
 
 # --- some files only -------------------------------------------------------------------------------------------------
