@@ -48,6 +48,11 @@ class BlockPlan:
         self.raw_length += length
 
 
+def is_large(head_length: int, data_length: int, target: int) -> bool:
+    """Whether a file has blocks of its own, by the bytes of its records before its data, and of its stored data."""
+    return data_length > 0 and head_length + data_length + padding(data_length) > target
+
+
 def plan_blocks(entries: Iterable[Entry], *, target: int = TARGET) -> Iterator[BlockPlan]:
     """The blocks of an archive of these entries, in their order; the last one ends the archive.
 
@@ -58,8 +63,8 @@ def plan_blocks(entries: Iterable[Entry], *, target: int = TARGET) -> Iterator[B
     for entry in entries:
         records = head(entry)
         length = entry.data_length if entry.kind is Kind.FILE else 0
-        is_large = length > 0 and len(records) + length + padding(length) > target
-        if block.raw_length >= target or (is_large and block.raw_length):
+        large = is_large(len(records), length, target)
+        if block.raw_length >= target or (large and block.raw_length):
             yield block
             block = BlockPlan()
         block.entries.append((entry, block.raw_length))
@@ -79,7 +84,7 @@ def plan_blocks(entries: Iterable[Entry], *, target: int = TARGET) -> Iterator[B
                 left -= run
                 stored += run
         block.add(bytes(padding(stored)))
-        if is_large:
+        if large:
             yield block
             block = BlockPlan()
     block.add(END_OF_ARCHIVE)

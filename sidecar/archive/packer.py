@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from isal import isal_zlib
 
 from sidecar.archive import index
-from sidecar.archive.blocks import TARGET, BlockPlan, Continuation
+from sidecar.archive.blocks import TARGET, BlockPlan, Continuation, is_large
 from sidecar.archive.copies import extents_of, same, signature_of
 from sidecar.archive.entry import Entry, Extent, Kind
 from sidecar.archive.member import Member, make_member
-from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, joined
+from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, contiguous
 from sidecar.archive.records import head, padding
 
 _DAY_NS = 86_400 * 10**9
@@ -114,7 +114,7 @@ class Packer:
         runs = (Extent(0, before.st_size),) if extents is None else extents
         length = entry.data_length
         age = self._ages[self._age_of(max(signature.mtime_ns, signature.ctime_ns))]
-        if len(records) + length + padding(length) > TARGET:
+        if is_large(len(records), length, TARGET):
             return self._add_large(age, entry, records, runs, descriptor, before, number, read)
         if age.block is not None and age.block.plan.raw_length + len(records) + length > TARGET:
             self._close(age, is_last=True)
@@ -299,7 +299,7 @@ class Packer:
     def _emit(self, age: _Age, count: int) -> None:
         """Send the first `count` of the blocks that wait, as one part, or name where the earlier archive has it."""
         data = b"".join(member.data for member in age.held[:count])
-        offset = joined([(self._pool.origin_of(member), len(member.data)) for member in age.held[:count]])
+        offset = contiguous([(self._pool.origin_of(member), len(member.data)) for member in age.held[:count]])
         del age.held[:count]
         age.held_length -= len(data)
         part = self._pool.next_part(len(data), isal_zlib.crc32(data), offset if len(data) >= self._least else None)

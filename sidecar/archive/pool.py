@@ -250,7 +250,7 @@ class Pool:
             yield from stretch.chains
 
 
-def joined(pieces: Iterable[tuple[int | None, int]]) -> int | None:
+def contiguous(pieces: Iterable[tuple[int | None, int]]) -> int | None:
     """Where pieces (offset, length) begin that follow one another without a gap; None where they do not."""
     begin = end = None
     for offset, length in pieces:

@@ -53,9 +53,8 @@ def write_archive(
 
     keep: told each stretch of the pool that is part of the archive, before anything is delivered. deliver: takes each
     block, and where the earlier archive has the same bytes, if it has; it is called from this thread only, and blocks
-    when the stores are slower than we are. level: ISA-L's, 0 to 3. check raises to
-    stop. packed: told the raw bytes of each block done. At most `threads` + 2 blocks are in memory.
-    Raises what deliver, check and packed raise.
+    when the stores are slower than we are. level: ISA-L's, 0 to 3. check raises to stop. packed: told the raw bytes of
+    each block done. At most `threads` + 2 blocks are in memory. Raises what deliver, check and packed raise.
     """
     entries = chain(captured.files, captured.others)
     size = raw_size = files = blocks = crc = 0

@@ -13,11 +13,12 @@ from typing import Self
 from isal import isal_zlib
 
 from sidecar import sets
-from sidecar.archive.pool import Part, joined
+from sidecar.archive.pool import Part, contiguous
 from sidecar.errors import (
     DAMAGE,
     ChecksumMismatch,
     EarlierDamaged,
+    ObjectChanged,
     ObjectMissing,
     ReuseFailed,
     StoreDenied,
@@ -155,7 +156,7 @@ class Parcel:
     def _put(self, parts: Iterable[Assembled]) -> None:
         for number, data, blocks in parts:
             self._numbers.append(number)
-            offset = joined(blocks)
+            offset = contiguous(blocks)
             if self._source is None or offset is None or len(data) < self._limits.least_copy:
                 self._try(partial(_put, number, data))
             else:
@@ -181,7 +182,7 @@ class Parcel:
                 assert self._source is not None
                 set_name = self._source.key.partition("/")[0]
                 why = "what was copied from it is not what was written" if altered else error.message
-                kind = EarlierDamaged if isinstance(error, DAMAGE) else ReuseFailed
+                kind = EarlierDamaged if isinstance(error, (*DAMAGE, ObjectChanged)) else ReuseFailed
                 raise kind(
                     f"the earlier archive {self._owner.store.location}/{self._source.key} cannot be used: {why}",
                     hint=f"nothing of it is in the new set; `verify {set_name}` reads the old one",

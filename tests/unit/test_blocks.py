@@ -43,7 +43,7 @@ def members(stream: bytes) -> list[tuple[bytes, bytes, bytes | None, int]]:
         return found
 
 
-def is_large(entry: Entry, target: int) -> bool:
+def outgrows(entry: Entry, target: int) -> bool:
     stored = -(-entry.data_length // RECORD) * RECORD
     return entry.kind is Kind.FILE and stored > 0 and len(head(entry)) + stored > target
 
@@ -92,7 +92,7 @@ def test_only_before_and_at_the_end_of_a_file_larger_than_a_block_is_a_block_sma
     made_up: MadeUp, records: int
 ) -> None:
     target = records * RECORD
-    large = {entry.path for entry in made_up.entries if is_large(entry, target)}
+    large = {entry.path for entry in made_up.entries if outgrows(entry, target)}
     plans = list(plan_blocks(made_up.entries, target=target))
     for plan, following in itertools.pairwise(plans):
         if plan.raw_length < target:
@@ -111,7 +111,7 @@ def test_a_file_larger_than_a_block_is_cut_into_the_same_blocks_wherever_it_stan
 
     others = [entry for entry in before.entries if entry.path not in made_up.contents]
     for entry in made_up.entries:
-        if is_large(entry, target):
+        if outgrows(entry, target):
             alone = cut([entry], entry.path)
             assert len(alone) > 1
             assert cut([*others, *made_up.entries], entry.path) == alone

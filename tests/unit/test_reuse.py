@@ -320,26 +320,32 @@ def test_an_earlier_archive_altered_without_a_trace_is_noticed_by_the_new_ones_c
     assert sorted(each.volume for each in second.volumes) == ["db", "files"]
 
 
-def test_an_earlier_archive_deleted_before_it_is_copied_costs_a_second_attempt(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("what", "said"), [("delete", "is not in the store"), ("replace", "is not what it was")])
+def test_an_earlier_archive_deleted_or_replaced_before_it_is_copied_costs_a_second_attempt(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, what: str, said: str
 ) -> None:
-    shop.run()
+    first = shop.run()
     next_day(shop)
     store = shop.stores["s3"]
+    assert isinstance(store, Bucket)
     head = store.head
 
-    def head_and_delete(key: str) -> Stored:
+    def head_and_lose(key: str) -> Stored:
         stored = head(key)
-        if key.endswith("db.tar.gz"):
+        if key == f"{first.set}/db.tar.gz" and what == "delete":
             store.delete([key])
+        elif key == f"{first.set}/db.tar.gz":
+            store.alter(key, store.data(key)[::-1])
         return stored
 
-    monkeypatch.setattr(store, "head", head_and_delete)
+    monkeypatch.setattr(store, "head", head_and_lose)
     second = shop.run()
     assert_whole(shop, second)
     assert reused(second) == {"db": 0, "files": 0}
     (anew,) = shop.of("group_begun_anew")
-    assert "is not in the store" in anew["error"]
+    assert said in anew["error"]
+    (told,) = second.warnings
+    assert f"{first.set}/db.tar.gz" in told
 
 
 def test_a_store_that_does_not_answer_what_is_asked_of_it_gets_everything(shop: Shop) -> None:
