@@ -864,8 +864,12 @@ def test_what_cannot_be_printed_is_escaped_and_everything_else_left_alone():
 # --- a terminal ------------------------------------------------------------------------------------------------------
 
 
-# A session's leader that opens a terminal has it as its own; without that its Ctrl-C would reach nobody.
-_ON_A_TERMINAL = "import os; os.close(os.open(os.ttyname(0), os.O_RDWR)); " + PROGRAM[-1]
+# A session's leader that opens a terminal has it as its own; without that its Ctrl-C would reach nobody. Nor would it
+# where these tests run in a shell's background, which has SIGINT ignored by all that it starts.
+_ON_A_TERMINAL = (
+    "import os, signal; os.close(os.open(os.ttyname(0), os.O_RDWR)); "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); " + PROGRAM[-1]
+)
 
 
 class Terminal:
