@@ -327,7 +327,7 @@ def test_a_volume_that_nothing_proves_is_restored_and_not_green(sidecar: Sidecar
 
 
 def test_an_unknown_set_or_volume_is_10_with_the_nearest_name(sidecar: Sidecar, town: Town) -> None:
-    wrong = newest(sidecar)[:-1] + "x"
+    wrong = newest(sidecar) + "x"
     done = sidecar.verb("drill", wrong)
     assert (done.code, newest(sidecar) in done.err) == (10, True)
     done = sidecar.verb("drill", "latest", town.volumes["pg"] + "s")
