@@ -7,9 +7,9 @@ that is reused can be taken over with another offset. docs/FORMAT.md is its spec
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from isal import isal_zlib
 
@@ -21,6 +21,7 @@ FORMAT = 1
 _OFFSET = b'{"offset":'
 _DAMAGES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _WIDEST = 96  # bits: nanoseconds of a 64-bit time
+_Made = TypeVar("_Made")
 COLUMNS = ("path", "type", "size", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "ino", "at", "link")
 
 
@@ -112,7 +113,8 @@ def summary_line(*, blocks: int, files: int, size: int, crc32: int, sockets: Ite
 def read_line(line: bytes) -> IndexedBlock:
     """The block of one line. Raises SetInvalid."""
     try:
-        return _block(json.loads(line))
+        document = json.loads(line)
+        return _indexed(_block(document), document)
     except _DAMAGES as exc:
         raise SetInvalid("a line of the index is damaged", hint="verify the set") from exc
 
@@ -127,6 +129,19 @@ def read_index(lines: Iterable[bytes]) -> Iterator[IndexedBlock]:
 
 def read_index_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, IndexedBlock]]:
     """The blocks of an index, each with its line. Otherwise as `read_index`."""
+    return _read(lines, lambda line, block, document: (line, _indexed(block, document)))
+
+
+def read_block_sizes(lines: Iterable[bytes]) -> Iterator[tuple[Block, int]]:
+    """The blocks of an index, each with the number of files that begin in it. Otherwise as `read_index`.
+
+    Of a file only its names are looked at: 1 µs, where an IndexedFile takes 4.
+    """
+    return _read(lines, lambda _, block, document: (block, _count(document["files"])))
+
+
+def _read(lines: Iterable[bytes], make: Callable[[bytes, Block, dict[str, Any]], _Made]) -> Iterator[_Made]:
+    """What `make` makes of each block's line."""
     offset = blocks = files = 0
     summary: tuple[int, int, int] | None = None
     for number, line in enumerate(lines):
@@ -144,15 +159,16 @@ def read_index_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, IndexedBlo
             if "blocks" in document:
                 summary = (document["blocks"], document["files"], document["size"])
                 continue
-            indexed = _block(document)
+            block = _block(document)
+            made = make(line, block, document)
+            files += len(document["files"])
         except _DAMAGES as exc:
             raise SetInvalid(f"line {number + 1} of the index is damaged", hint="verify the set") from exc
-        if indexed.block.offset != offset:
+        if block.offset != offset:
             raise SetInvalid(f"the index has a gap at {offset}", hint="verify the set")
-        offset += indexed.block.length
+        offset += block.length
         blocks += 1
-        files += len(indexed.files)
-        yield line, indexed
+        yield made
     if summary != (blocks, files, offset):
         raise SetInvalid("the index is torn", hint="verify the set")
 
@@ -164,20 +180,33 @@ def _row(entry: Entry, at: int) -> list[Any]:
     return row
 
 
-def _block(document: dict[str, Any]) -> IndexedBlock:
+def _block(document: dict[str, Any]) -> Block:
+    return Block(
+        _number(document["offset"]),
+        _number(document["length"]),
+        _number(document["raw_length"]),
+        int(document["crc32"], 16),
+        document["sha256"],
+    )
+
+
+def _indexed(block: Block, document: dict[str, Any]) -> IndexedBlock:
     continues = document.get("continues")
     return IndexedBlock(
-        Block(
-            _number(document["offset"]),
-            _number(document["length"]),
-            _number(document["raw_length"]),
-            int(document["crc32"], 16),
-            document["sha256"],
-        ),
+        block,
         tuple(_file(row) for row in document["files"]),
         (_bytes(continues["path"]), _number(continues["stored"])) if continues else None,
         _data_crc32(document),
     )
+
+
+def _count(rows: list[list[Any]]) -> int:
+    """How many there are. Raises SetInvalid for one that leads out of the volume."""
+    for path, kind, *_, last in rows:
+        for name in (path, last) if kind == Kind.HARD_LINK else (path,):
+            if name.startswith("/") or ".." in name:
+                _must_stay_inside(_bytes(name))
+    return len(rows)
 
 
 def _data_crc32(document: dict[str, Any]) -> tuple[int, ...] | None:

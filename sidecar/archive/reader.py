@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,7 +14,7 @@ from isal import igzip, isal_zlib
 
 from sidecar.archive.audit import in_order
 from sidecar.archive.entry import Kind
-from sidecar.archive.index import Block, IndexedBlock, read_index_lines
+from sidecar.archive.index import Block, IndexedBlock, read_block_sizes, read_index_lines
 from sidecar.archive.member import GZIP
 from sidecar.archive.records import END_OF_ARCHIVE
 from sidecar.errors import ArchiveDamaged, SetInvalid
@@ -54,20 +55,30 @@ def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
 
 def read_lines(index: bytes) -> Iterator[tuple[bytes, IndexedBlock]]:
     """The same, each with its line."""
-    try:
-        for line, each in read_index_lines(_lines(igzip.IGzipFile(fileobj=io.BytesIO(index)))):
-            if not 0 < each.block.raw_length <= MOST_RAW or not 0 < each.block.length <= MOST_RAW:
-                raise SetInvalid(
-                    f"the index claims a block of {each.block.raw_length} bytes at {each.block.offset}", hint=_HINT
-                )
+    with _whole():
+        for line, each in read_index_lines(_lines(index)):
+            _require_sane(each.block)
             yield line, each
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Raises SetInvalid for an index that is no gzip, or is cut off."""
+    try:
+        yield
     except (EOFError, gzip.BadGzipFile, isal_zlib.error) as exc:  # type: ignore[misc]  # isal's stub gives no class
         raise SetInvalid(f"the index is not whole: {exc}", hint=_HINT) from exc
 
 
-def _lines(index: igzip.IGzipFile) -> Iterator[bytes]:
+def _require_sane(block: Block) -> None:
+    if not 0 < block.raw_length <= MOST_RAW or not 0 < block.length <= MOST_RAW:
+        raise SetInvalid(f"the index claims a block of {block.raw_length} bytes at {block.offset}", hint=_HINT)
+
+
+def _lines(index: bytes) -> Iterator[bytes]:
     """Lines of bounded length, however well they are compressed. Raises SetInvalid."""
-    while line := index.readline(_MOST_LINE):
+    source = igzip.IGzipFile(fileobj=io.BytesIO(index))
+    while line := source.readline(_MOST_LINE):
         if len(line) == _MOST_LINE:
             raise SetInvalid("the index has a line that is too long to be ours", hint=_HINT)
         yield line
@@ -75,9 +86,14 @@ def _lines(index: igzip.IGzipFile) -> Iterator[bytes]:
 
 def everything(index: bytes) -> Extract:
     """All entries of an archive. Raises SetInvalid."""
-    indexed = [(each.block, len(each.files)) for each in read_blocks(index)]
-    pieces = [Piece(block, 0, block.raw_length) for block, _ in indexed]
-    return Extract(_without_end(pieces, pieces[-1:]), sum(files for _, files in indexed))
+    pieces = []
+    entries = 0
+    with _whole():
+        for block, files in read_block_sizes(_lines(index)):
+            _require_sane(block)
+            pieces.append(Piece(block, 0, block.raw_length))
+            entries += files
+    return Extract(_without_end(pieces, pieces[-1:]), entries)
 
 
 def matching(index: bytes, pattern: str) -> Extract:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from sidecar.archive.reader import Extract
@@ -26,7 +26,7 @@ from sidecar.errors import (
     StoreError,
 )
 from sidecar.events import Follow, Progress
-from sidecar.jobs.download import Archive, find_archive, tar_stream
+from sidecar.jobs.download import find_archive, tar_stream
 from sidecar.jobs.passage import passage
 from sidecar.model import Container
 from sidecar.sets import SetVolume
@@ -126,8 +126,9 @@ class Delivery:
             with ExitStack() as attempt:
                 try:
                     archive = find_archive(self._stores[name], wanted.stored, wanted.choose)
-                    helper = self._helper(wanted, archive.extract, attempt)
-                    self._send(wanted, archive, helper)
+                    with tar_stream(archive, threads=self._threads) as stream:  # begins to come while the helper starts
+                        helper = self._helper(wanted, archive.extract, attempt)
+                        self._send(wanted, stream, archive.extract.length, helper)
                 except (StoreError, SetInvalid, ArchiveDamaged) as error:
                     error.store = error.store or name
                     if name == wanted.holders[-1]:
@@ -166,12 +167,9 @@ class Delivery:
         self.word(helper, wanted.name)
         return helper
 
-    def _send(self, wanted: Wanted, archive: Archive, helper: Helper) -> None:
-        done, total = 0, archive.extract.length
-        with (
-            closing(tar_stream(archive, threads=self._threads)) as stream,
-            passage(wanted.target, helper, self._check) as send,
-        ):
+    def _send(self, wanted: Wanted, stream: Iterable[bytes], total: int, helper: Helper) -> None:
+        done = 0
+        with passage(wanted.target, helper, self._check) as send:
             for raw in stream:
                 self._check()
                 try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from isal import isal_zlib
@@ -78,37 +79,48 @@ def described_archive(store: Store, volume: SetVolume, blocks: Iterable[Block]) 
     return stored
 
 
-def tar_stream(archive: Archive, *, threads: int) -> Generator[bytes, None, None]:
+@contextmanager
+def tar_stream(archive: Archive, *, threads: int) -> Iterator[Iterator[bytes]]:
     """The tar stream of what is wanted, its end included. At most `threads` + 1 blocks are in memory.
 
-    Close it, as `proven_blocks`. Raises ArchiveDamaged, StoreError.
+    The first of them are on their way when this is entered. Iterating raises ArchiveDamaged, StoreError.
     """
     blocks = (pieces[0].block for pieces in _by_block(archive.extract.pieces))
-    with closing(proven_blocks(archive.store, archive.stored, blocks, threads=threads)) as fetched:
-        for pieces, (raw, _) in zip(_by_block(archive.extract.pieces), fetched, strict=True):
-            whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
-            yield raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)
+    with proven_blocks(archive.store, archive.stored, blocks, threads=threads) as fetched:
+        yield _stream(archive.extract, fetched)
+
+
+def _stream(extract: Extract, fetched: Iterator[Fetched]) -> Iterator[bytes]:
+    for pieces, (raw, _) in zip(_by_block(extract.pieces), fetched, strict=True):
+        whole = len(pieces) == 1 and (pieces[0].start, pieces[0].end) == (0, len(raw))
+        yield raw if whole else b"".join(raw[piece.start : piece.end] for piece in pieces)
     yield END_OF_ARCHIVE
 
 
+@contextmanager
 def proven_blocks(
     store: Store, stored: Stored, blocks: Iterable[Block], *, threads: int
-) -> Generator[Fetched, None, None]:
+) -> Iterator[Iterator[Fetched]]:
     """Blocks of an archive, in their order; at most `threads` + 1 are in memory.
 
-    Close it when it is not read to its end: one that the garbage collector finds waits for its threads in whichever
-    thread that is, and a thread that was just being started then never starts (seen: a deadlock). Raises
+    The first of them are on their way when this is entered, and none is when it is left. Iterating raises
     ArchiveDamaged, and StoreError, also when the object is replaced meanwhile.
     """
+    waiting = iter(blocks)
+    under_way: deque[Future[Fetched]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="download") as pool:
-        under_way: deque[Future[Fetched]] = deque()
-        try:
-            for block in blocks:
-                under_way.append(pool.submit(_fetch, store, stored, block))
-                if len(under_way) > threads:
-                    yield under_way.popleft().result()
+
+        def begin(most: int) -> None:
+            under_way.extend(pool.submit(_fetch, store, stored, block) for block in islice(waiting, most))
+
+        def ended() -> Iterator[Fetched]:
             while under_way:
+                begin(1)
                 yield under_way.popleft().result()
+
+        begin(threads)
+        try:
+            yield ended()
         finally:
             for future in under_way:
                 future.cancel()

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -170,7 +170,7 @@ def write_tar(
     plan = make_restore_plan(manifest, wish.named, volumes=(), containers=(), protected={}, into=_NOWHERE)
     (each,) = plan.volumes
     archive = find_archive(stores[catalogue.holders[manifest.set][0]], each.stored, _wanted(wish, each.stored))
-    with closing(tar_stream(archive, threads=threads)) as stream:
+    with tar_stream(archive, threads=threads) as stream:
         for raw in stream:
             write(raw)
 
@@ -325,10 +325,11 @@ class _Restore:
         self._safety = report.set
 
     def owe(self, undo: ExitStack) -> None:
-        """Note what has to be looked after if we die, and have a second container stand by for it."""
+        """Note what has to be looked after if we die, and have a second container stand by for whom we stop."""
         self._owe(go=False)
         undo.callback(self._settle_debt)
-        self._dead_man = undo.enter_context(self._tools.dead_man(self._id, self._emit))
+        if self._plan.containers:
+            self._dead_man = undo.enter_context(self._tools.dead_man(self._id, self._emit))
 
     @contextmanager
     def fetched(self, each: RestoredFrom) -> Iterator[_Beside]:
@@ -364,7 +365,7 @@ class _Restore:
         self._check()
         if self._plan.containers:
             self._follow(Progress("stopping"))
-        self._dead_man.ready()
+            self._dead_man.ready()
         with freeze(
             self._tools.engine,
             self._tools.journal,

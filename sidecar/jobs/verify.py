@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import tee
@@ -266,7 +265,7 @@ class _Verification:
 
         try:
             blocks_of_it = (each.block for each in again)
-            with closing(proven_blocks(store, archive, blocks_of_it, threads=self._tools.threads)) as fetched:
+            with proven_blocks(store, archive, blocks_of_it, threads=self._tools.threads) as fetched:
                 audit(blocks(fetched))
         except ArchiveDamaged as error:
             if archive.key not in error.message:

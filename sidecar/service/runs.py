@@ -17,6 +17,7 @@ from sidecar.errors import Busy, ConfigInvalid, Interrupted, MountMissing, NotFo
 from sidecar.events import Emit, Progress
 from sidecar.report import DrillReport, Outcome, Reason, RestoreReport, RunReport, VerifyReport, rfc3339
 from sidecar.schedule import Schedule
+from sidecar.service.heap import give_back
 from sidecar.service.jobs_port import (
     DrillRequest,
     Jobs,
@@ -385,6 +386,7 @@ class Runs:
             with self._changed:
                 self._running = None
                 self._changed.notify_all()
+            give_back()
             tell()  # last: whoever hears of its end finds the daemon idle
 
     def _done(self, ticket: Ticket) -> Callable[[], None]:

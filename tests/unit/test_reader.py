@@ -216,3 +216,20 @@ def test_an_index_that_claims_what_no_block_holds_is_refused(claim: int) -> None
         everything(index)
     with pytest.raises(SetInvalid):
         everything(index[:-9])
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "link"),
+    [("../out", "file", None), ("a/../../out", "dir", None), ("/etc/out", "file", None), ("in", "hardlink", "../out")],
+)
+def test_an_index_that_leads_out_of_the_volume_is_refused_whatever_is_wanted_of_it(
+    path: str, kind: str, link: str | None
+) -> None:
+    header = {"format": 1, "kind": "index", "volume": "v", "set": "s", "columns": COLUMNS}
+    row = [path, kind, 0, 0o644, 0, 0, 0, 0, 1, 0, *([link] if link else [])]
+    block = {"offset": 0, "length": 10, "raw_length": 512, "crc32": "0", "sha256": "x", "files": [row]}
+    index = gzip.compress(b"".join(json.dumps(each).encode() + b"\n" for each in (header, block)))
+    with pytest.raises(SetInvalid, match="leads out of the volume"):
+        everything(index)
+    with pytest.raises(SetInvalid, match="leads out of the volume"):
+        matching(index, "*")

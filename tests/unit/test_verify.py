@@ -206,10 +206,33 @@ def test_blocks_are_fetched_several_at_once_and_never_far_ahead_of_who_reads_the
 
     store = Watched()
     stored = store.put("a", b"".join(members))
-    for done, (raw, crc32) in enumerate(proven_blocks(store, stored, blocks, threads=4)):
-        assert (raw, crc32) == (raws[done], blocks[done].crc32)
-        assert len(opened) <= done + 5
+    with proven_blocks(store, stored, blocks, threads=4) as fetched:
+        for done, (raw, crc32) in enumerate(fetched):
+            assert (raw, crc32) == (raws[done], blocks[done].crc32)
+            assert len(opened) <= done + 5
     assert done == 49
+
+
+def test_the_first_blocks_come_before_anybody_reads_and_no_more_when_nobody_will() -> None:
+    member = gzip.compress(b"data")
+    sha256 = hashlib.sha256(member).hexdigest()
+    blocks = [Block(number * len(member), len(member), 4, zlib.crc32(member), sha256) for number in range(50)]
+    opened: list[int] = []
+    came = threading.Semaphore(0)
+
+    class Watched(MemoryStore):
+        def open(self, key: str, **options: Any) -> AbstractContextManager[StoredSource]:
+            opened.append(options["offset"])
+            came.release()
+            return super().open(key, **options)
+
+    store = Watched()
+    stored = store.put("a", member * len(blocks))
+    before = threading.active_count()
+    with proven_blocks(store, stored, blocks, threads=3):
+        assert all(came.acquire(timeout=30) for _ in range(3))
+    assert sorted(opened) == [block.offset for block in blocks[:3]]
+    assert threading.active_count() == before
 
 
 # --- damaged ---------------------------------------------------------------------------------------------------------
