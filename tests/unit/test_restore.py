@@ -439,6 +439,14 @@ def test_someone_who_comes_to_use_the_volume_meanwhile_ends_it_before_anything_i
     loss.assert_nothing_is_left()
 
 
+def test_a_second_container_stands_by_for_whom_a_restore_stops_and_only_then(loss: Loss) -> None:
+    loss.engine.launched.clear()
+    loss.restore("db", into="db_then")
+    assert loss.engine.launched == []
+    loss.restore("db")
+    assert [command[0] for command in loss.engine.launched] == ["deadman"]
+
+
 def test_a_monitor_that_has_all_of_the_host_is_no_newcomer_to_a_volume_that_is_made(loss: Loss) -> None:
     loss.engine.run("monitor", binds={"/": "/host"}, read_only=True)
     report = loss.restore("db", into="db_then")
