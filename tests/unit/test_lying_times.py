@@ -145,3 +145,18 @@ def test_a_write_that_takes_seconds_is_in_the_archive_because_of_the_margin(
     assert (archived(shop, first, path) == frozen) is not (weakened and lands_before_the_freeze)
     assert [archived(shop, each, path) for each in (second, third)] == [OLD if weakened else NEW] * 2
     assert third.volumes[0].bytes_read == 0  # it was a block that was taken over
+
+
+def test_a_write_that_began_before_the_clock_was_set_back_is_in_the_archive(ext4: Path) -> None:
+    """Its time stamps are of tomorrow: such files are believed in by nobody."""
+    shop = make_shop(ext4 / "shop")
+    path = shop.data("db") / "file"
+    path.write_bytes(OLD)
+    tick(ext4)
+    with write_in_flight(path, NEW):
+        yesterday = max(time_stamps(path)) - 24 * 3600 * 10**9
+        first = run(shop, yesterday)
+    assert archived(shop, first, path) == OLD  # as it was while everything stood still
+    second = run(shop, yesterday + 600 * 10**9)
+
+    assert archived(shop, second, path) == NEW
