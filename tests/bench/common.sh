@@ -11,7 +11,7 @@ volumes_directory=$(docker info --format '{{.DockerRootDir}}')/volumes
 s3=(--env AWS_ACCESS_KEY_ID=bench-access-key --env AWS_SECRET_ACCESS_KEY=bench-secret-key --env AWS_REGION=us-east-1)
 
 clean() {
-    docker rm --force --volumes "$mark-s3" "$mark-host" "$mark-other" "$mark-backup" >/dev/null 2>&1 || true
+    docker ps --all --quiet --filter "name=^/$mark-" | xargs --no-run-if-empty docker rm --force --volumes >/dev/null 2>&1 || true
     docker volume ls --quiet --filter "name=^$mark-" | xargs --no-run-if-empty docker volume rm >/dev/null 2>&1 || true
     docker network rm "$mark" >/dev/null 2>&1 || true
     rm -rf "$work"
@@ -25,6 +25,13 @@ start_s3() { # an S3 server with the bucket `bench`, as s3:8333 on the network $
         --volume "$mark-bucket:/data" --env S3_ACCESS_KEY=bench-access-key --env S3_SECRET_KEY=bench-secret-key \
         --env S3_BUCKET=bench local/demo-s3 >/dev/null
     until docker exec "$mark-s3" test -e /tmp/ready; do sleep 0.2; done
+}
+
+start_sink() { # an S3 server that throws away what it gets, as sink:8333 on the network $mark
+    docker rm --force "$mark-sink" >/dev/null 2>&1 || true
+    docker run --detach --init --name "$mark-sink" --network "$mark" --network-alias sink \
+        --volume "$here/sink.py:/sink.py:ro" local/demo-host python3 /sink.py 8333 >/dev/null
+    until docker exec "$mark-sink" python3 -c 'import socket; socket.create_connection(("sink", 8333))' 2>/dev/null; do sleep 0.2; done
 }
 
 start_host() { # start_host NAME OPTION...: aws, tar, pigz, restic, python3; OPTIONs of docker run mount volumes
@@ -70,12 +77,12 @@ while size < large:
 FILL
 }
 
-start_sidecar() { # start_sidecar IMAGE VOLUME,VOLUME: backs these up to s3://bench/backups
+start_sidecar() { # start_sidecar IMAGE VOLUME,VOLUME [SERVER]: backs these up to s3://bench/backups of `s3`, or of `sink`
     docker run --detach --init --name "$mark-backup" --label backup.role=sidecar --read-only --tmpfs /tmp --tmpfs /run/backup \
         --network "$mark" --cap-drop ALL --cap-add DAC_READ_SEARCH "${s3[@]}" \
         --volume /var/run/docker.sock:/var/run/docker.sock --volume "$volumes_directory:/volumes:ro,rslave" \
         --volume "$mark-state:/state" --env BACKUP_SCHEDULE=off --env BACKUP_GUARD=off --env S3_BACKUP_BUCKET=bench \
-        --env AWS_ENDPOINT_URL_S3=http://s3:8333 --env "BACKUP_INCLUDE=$2" --env 'BACKUP_EXCLUDE=/*' "$1" >/dev/null
+        --env "AWS_ENDPOINT_URL_S3=http://${3:-s3}:8333" --env "BACKUP_INCLUDE=$2" --env 'BACKUP_EXCLUDE=/*' "$1" >/dev/null
     until docker exec "$mark-backup" status >/dev/null 2>&1; do sleep 0.2; done
 }
 

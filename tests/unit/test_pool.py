@@ -346,6 +346,49 @@ def test_whatever_changes_between_and_during_backups_each_archive_is_that_of_the
     assert made.copied >= settled.in_parts
 
 
+_DAY_NS = 24 * HOUR_NS
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(
+        st.tuples(
+            st.sampled_from([-_DAY_NS, -61 * 10**9, 0, 59 * 10**9, HOUR_NS, _DAY_NS]),
+            st.lists(edits, max_size=4),
+            st.lists(edits, max_size=3),
+        ),
+        min_size=2,
+        max_size=4,
+    ),
+)
+def test_however_the_clock_is_stepped_between_backups_each_archive_is_that_of_a_fresh_one(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[Any]
+) -> None:
+    """By clocks that are a day behind the files' time stamps and a day before them, one after another."""
+    here = tmp_path_factory.mktemp("any")
+    (here / "volume").mkdir()
+    volume, fresh = Volume(here / "volume"), Volume(here / "volume")
+    populate(volume.root)
+    for step, before, while_packing in runs:
+        tick(here)
+        for each in before:
+            edit(volume.root, *each)
+        tick(here)
+
+        def change(stage: str, changes: list[Any] = while_packing) -> None:
+            tick(here)
+            while changes:
+                edit(volume.root, *changes.pop())
+            tick(here)
+
+        now = time.time_ns() + step
+        volume.clock = fresh.clock = lambda now=now: now  # type: ignore[misc]
+        made = volume.back_up(change)
+        assert_whole(volume, made)
+        fresh.earlier = None
+        assert unpacked(fresh.back_up().data) == unpacked(made.data)
+
+
 # --- what is reused, and what is not ---------------------------------------------------------------------------------
 
 

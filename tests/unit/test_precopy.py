@@ -30,6 +30,7 @@ from sidecar.archive.copies import CHUNK, Copies, another_round
 from sidecar.archive.entry import Kind
 from sidecar.archive.spool import SpoolSpace
 from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
+from tests.unit.disks import own_ext4, write_in_flight
 from tests.unit.edits import edit, edits, populate, punch_hole, tick
 from tests.unit.trees import no_descriptor_left
 
@@ -361,11 +362,12 @@ def landing_late(monkeypatch: pytest.MonkeyPatch, path: Path, old: bytes) -> lis
 
 
 @keeps_times
-@pytest.mark.parametrize(("margin", "caught"), [(60, True), (1, False)])
+@pytest.mark.parametrize("weakened", [False, True], ids=["as it is", "a second"])
 def test_bytes_that_land_seconds_after_their_time_stamp_are_caught_by_the_margin(
-    volume: Volume, monkeypatch: pytest.MonkeyPatch, margin: int, caught: bool
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, weakened: bool
 ) -> None:
-    monkeypatch.setattr(settled, "MARGIN_NS", margin * 10**9)
+    if weakened:
+        monkeypatch.setattr(settled, "MARGIN_NS", 10**9)
     path = volume.root / "file"
     path.write_bytes(b"new" * 1000)
     volume.clock = lambda: path.stat().st_ctime_ns + 5 * 10**9  # a slow disk, five seconds after the write began
@@ -375,27 +377,33 @@ def test_bytes_that_land_seconds_after_their_time_stamp_are_caught_by_the_margin
 
     frozen = volume.freeze()
 
-    assert contents(frozen) == {b"file": b"new" * 1000 if caught else b"old" * 1000}
+    assert contents(frozen) == {b"file": b"old" * 1000 if weakened else b"new" * 1000}
 
 
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    image, mounted = tmp_path / "image", tmp_path / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 * MEBIBYTE)
-    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, mounted]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip(f"there is no {command[0]} here")
-        if done.returncode:
-            pytest.skip(f"{command[0]} fails here: {done.stderr.strip()}")
-    yield mounted
-    subprocess.run(["umount", mounted], check=True)
+    with own_ext4(tmp_path) as mounted:
+        yield mounted
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["write", "O_DIRECT"])
+@pytest.mark.parametrize("weakened", [False, True], ids=["as it is", "a second"])
+def test_a_write_that_the_kernel_has_not_ended_yet_is_caught_by_the_margin(
+    ext4: Path, monkeypatch: pytest.MonkeyPatch, weakened: bool, direct: bool
+) -> None:
+    if weakened:
+        monkeypatch.setattr(settled, "MARGIN_NS", 10**9)
+    root = ext4 / "volume"
+    root.mkdir()
+    path = root / "file"
+    path.write_bytes(b"old\n" * 1024)
+    tick(ext4)
+    with contextlib.closing(Volume(root)) as volume:
+        with write_in_flight(path, b"new\n" * 1024, direct=direct):
+            volume.clock = lambda: path.stat().st_ctime_ns + 5 * 10**9
+            volume.round()
+
+        assert contents(volume.freeze()) == {b"file": (b"old\n" if weakened else b"new\n") * 1024}
 
 
 @pytest.mark.parametrize("synced", [True, False])

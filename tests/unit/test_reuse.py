@@ -7,7 +7,7 @@ import json
 import os
 import threading
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sidecar.sets import How
 from sidecar.stores import parts
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Capabilities, Stored
+from tests.unit.edits import tick
 from tests.unit.shop import Shop
 
 ALL = Capabilities(least_part=1, least_copy=1)
@@ -412,17 +413,52 @@ def test_after_a_power_cut_everything_is_read_again_because_time_stamps_may_have
     assert (reused(shop.run())["db"] > 20_000) == bool(boot)
 
 
-@pytest.mark.parametrize("jump", [timedelta(days=-400), timedelta(days=400)], ids=["back", "forward"])
-def test_a_clock_that_jumps_between_runs_costs_a_reading_and_no_file(shop: Shop, jump: timedelta) -> None:
+@pytest.mark.parametrize("days", [-400, -1, 1, 400])
+def test_a_clock_that_jumps_between_runs_costs_a_reading_and_no_file(shop: Shop, days: int) -> None:
     shop.run()
-    shop.start += jump
+    shop.start += timedelta(days=days)
     (shop.data("db") / "5").write_bytes(b"after the jump")
     second = shop.run()
     assert_whole(shop, second)
-    shop.start -= jump
+    assert (reused(second)["files"] > 0) is (days == 1)  # as if a day had passed; else nobody knows when it was read
+    _assert_same_as_full(shop, second)
+    shop.start -= timedelta(days=days)
     next_day(shop)
     (shop.data("db") / "6").write_bytes(b"when it was put right")
-    assert_whole(shop, shop.run())
+    third = shop.run()
+    assert_whole(shop, third)
+    _assert_same_as_full(shop, third)
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_is_as_old_as_the_jump_is_in_the_archive_too(shop: Shop, days: int, when: str) -> None:
+    """By a clock about which the files are as old as they are: what is touched today is not settled, or is of tomorrow.
+
+    Of the same size, and with the modification time of before: only the time of the change itself tells.
+    """
+    settled_for_an_hour = datetime.now(UTC) + timedelta(hours=1)
+    shop.start = settled_for_an_hour - (timedelta(days=days) if when == "before" else timedelta(0))
+    shop.run()
+    shop.start = settled_for_an_hour + (timedelta(days=days) if when == "after" else timedelta(0))
+    tick(shop.directory)
+    for volume, name in (("db", "3"), ("files", "7")):
+        path = shop.data(volume) / name
+        status = path.stat()
+        path.write_bytes(os.urandom(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = shop.run()
+    assert_whole(shop, second)
+    _assert_same_as_full(shop, second)
+
+
+def _assert_same_as_full(shop: Shop, report: RunReport) -> None:
+    """The archives hold what those hold for which everything is read once more."""
+    full = shop.run(full=True)
+    assert full.outcome is Outcome.GOOD, full.reasons
+    for volume in ("db", "files"):
+        assert shop.archive(report, volume, "s3") == shop.archive(full, volume, "s3")
+    shop.stores["s3"].delete([key for key in shop.objects("s3") if key.startswith(str(full.set))])
 
 
 def test_a_file_that_differs_under_its_old_signature_makes_the_run_partial_and_is_named(shop: Shop) -> None:
