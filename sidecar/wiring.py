@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar import __version__, config, sets
+from sidecar.archive.settled import Unstepped
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import Settings
 from sidecar.engine import deadman
@@ -184,6 +185,7 @@ class _Jobs:
         self._selection = selection
         self._journal = Journal(STATE / _JOURNAL)
         self._names = SetNames(_now, time.sleep)
+        self._unstepped = Unstepped(*_clocks_ns())
         self._bare_stores = {name: _store(name, settings) for name in settings.stores}
         self._prompt_stores = {name: _store(name, settings, read_timeout=_SOON) for name in settings.stores}
         self._unswept = set(settings.stores)
@@ -215,6 +217,7 @@ class _Jobs:
             warnings=settings.warnings,
             emit=self._emit,
             now=_now,
+            unstepped_ns=lambda: self._unstepped.time_ns(*_clocks_ns()),
         )
         return backup(request.volumes, request.tags, tools, follow, cancelled, full=request.full)
 
@@ -513,3 +516,8 @@ def _cores() -> int:
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _clocks_ns() -> tuple[int, int]:
+    """The wall clock, and one that nobody sets."""
+    return time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -10,6 +10,8 @@ So a signature is trusted only if it was old when the file was read, and the rea
 
 from __future__ import annotations
 
+from collections import deque
+
 MARGIN_NS = 60 * 10**9
 # statfs(2)'s numbers of the file systems on which this was tried, and of their nearest relatives.
 _KEEPERS = frozenset(
@@ -34,3 +36,24 @@ def settled(mtime_ns: int, ctime_ns: int, synced_ns: int) -> bool:
     system for which `keeps_times`. Any other file is hot: only reading it tells.
     """
     return mtime_ns <= synced_ns - MARGIN_NS and ctime_ns <= synced_ns - MARGIN_NS
+
+
+class Unstepped:
+    """The wall clock less the steps forward that it has made lately, for `settled`.
+
+    Whoever sets the clock forward makes each file look older than it is: one that was touched a moment before seems to
+    have been left alone for as long as the step. A step is known by a second clock, which nobody sets and which runs at
+    the same rate (clock_gettime(2): CLOCK_BOOTTIME is slewed with CLOCK_REALTIME). How long ago it was, only the
+    readings tell that lie between; until one of them is old enough the step counts. Not seen are steps in the last
+    minute before the first reading.
+    """
+
+    def __init__(self, wall_ns: int, steady_ns: int) -> None:
+        self._seen = deque([(steady_ns, wall_ns - steady_ns)])
+
+    def time_ns(self, wall_ns: int, steady_ns: int) -> int:
+        """Nanoseconds since 1970, at most `wall_ns`. Both clocks are read at the same moment."""
+        self._seen.append((steady_ns, wall_ns - steady_ns))
+        while self._seen[1][0] <= steady_ns - MARGIN_NS:
+            self._seen.popleft()
+        return steady_ns + min(ahead for _, ahead in self._seen)

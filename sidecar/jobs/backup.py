@@ -77,7 +77,7 @@ class Tools:
     in seconds; full_every: how often all of a volume is read, whatever is known of it; boot: the kernel's identifier of
     this boot of the host; level: ISA-L's; threads: compressors, half of the uploads of each store. endpoint: of an S3
     server that is not Amazon's, for RECOVER.txt. local_by_default: nobody said where to keep sets. stage_fault: for
-    tests. warnings: said with every run.
+    tests. warnings: said with every run. unstepped_ns: as `archive/settled.py` has it.
     """
 
     engine: Engine
@@ -102,6 +102,7 @@ class Tools:
     warnings: tuple[str, ...]
     emit: Emit
     now: Callable[[], datetime]
+    unstepped_ns: Callable[[], int]
 
 
 def backup(
@@ -404,7 +405,7 @@ class _Run:
 
     def _sync(self, volumes: list[VolumeBackup]) -> None:
         for volume in volumes:  # all before the first is copied, which gives the disk much to write
-            volume.sync(int(self._tools.now().timestamp() * 1e9))
+            volume.sync(self._tools.unstepped_ns())
 
     def _round(self, group: Group, volumes: list[VolumeBackup]) -> list[VolumeBackup]:
         """Bring all copies up to date once. Those that could be read."""

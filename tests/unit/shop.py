@@ -41,6 +41,7 @@ class Shop:
         self.spool_most: int | None = None
         self.local_by_default = False
         self.start = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)  # before any file was made, so that all are hot
+        self.unstepped_ns: Callable[[], int] | None = None  # the same moment, if not given
         self.second = 0
         self.full_every = timedelta(days=7)
         self.boot = "this boot"
@@ -113,6 +114,7 @@ class Shop:
             warnings=(),
             emit=self.emit,
             now=self.tick,
+            unstepped_ns=self.unstepped_ns or (lambda: int(self.tick().timestamp() * 1e9)),
         )
         return backup(named, tags or {"why": "test"}, tools, follow or self.progress.append, self.cancelled, full=full)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.archive import filesystem, settled
+from sidecar.archive.settled import Unstepped
 from sidecar.events import Progress
 from sidecar.report import RunReport
 from sidecar.stores.memory import MemoryStore
@@ -160,3 +161,27 @@ def test_a_write_that_began_before_the_clock_was_set_back_is_in_the_archive(ext4
     second = run(shop, yesterday + 600 * 10**9)
 
     assert archived(shop, second, path) == NEW
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["as it is", "by the wall clock alone"])
+def test_a_write_in_flight_when_the_clock_is_set_forward_is_in_the_archive_because_the_step_is_known(
+    ext4: Path, known: bool
+) -> None:
+    shop = make_shop(ext4 / "shop")
+    path = shop.data("db") / "file"
+    path.write_bytes(OLD)
+    tick(ext4)
+    with write_in_flight(path, NEW) as write:
+        began = max(time_stamps(path))
+        clock = Unstepped(began, 0)
+        tomorrow = began + 24 * 3600 * 10**9
+
+        def run_after(seconds: int, act: Callable[[], object] | None = None) -> RunReport:
+            shop.unstepped_ns = lambda: clock.time_ns(wall, seconds * 10**9) if known else wall
+            wall = tomorrow + seconds * 10**9
+            return run(shop, wall, COPIED if act else "", act)
+
+        first = run_after(5, write.land)
+    second = run_after(3600)
+
+    assert [archived(shop, each, path) for each in (first, second)] == [NEW if known else OLD] * 2
