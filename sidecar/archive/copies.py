@@ -179,14 +179,14 @@ class Copies:
         runs = (Extent(0, size),) if extents is None else extents
         length = sum(run.length for run in runs)
         signature = signature_of(before)
-        settled = self.is_settled(before)
+        old = self.is_settled(before)
         # In the freeze only what was cloned before is: nobody knows how much of another file the disk has yet to write.
         cloning = known.cloned if known else self._clones is not False and length >= CLONED and not last_readers
         hashes = known.hashes if known else bytearray()
         room = self._room(known, length, hashes, blocks=cloning)
         ranges = _cut(room, length)
         done = self._clone(descriptor, runs, ranges, read, known, last=bool(last_readers)) if cloning else 0
-        stream = _Stream(descriptor, ranges, hashes, hashing=not (done or settled or last_readers))
+        stream = _Stream(descriptor, ranges, hashes, hashing=not (done or old or last_readers))
         if last_readers and length - done > _SHARE * SLICE:
             whole = self._bring_shared(stream, runs, done, read, last_readers)
         else:
@@ -206,8 +206,8 @@ class Copies:
             ranges if len(ranges) > 1 else (),
         )
         if not last_readers:
-            hashes = bytearray() if settled and still else hashes
-            self._known[identity] = _Copy(entry, settled and still, hashes, done > 0, room if room != ranges else ())
+            hashes = bytearray() if old and still else hashes
+            self._known[identity] = _Copy(entry, old and still, hashes, done > 0, room if room != ranges else ())
         return entry, still
 
     def _room(self, known: _Copy | None, length: int, hashes: bytearray, *, blocks: bool) -> tuple[Range, ...]:

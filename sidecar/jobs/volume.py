@@ -43,8 +43,8 @@ class Compression:
 class Archived:
     """One volume's archive and index in the stores. Sizes in bytes.
 
-    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores. earlier: whose blocks
-    it has taken over. differing: paths of files that the earlier index has otherwise under the same signature.
+    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores; bytes_cloned: of
+    what the freeze had to look at, not compared. earlier: whose blocks it has taken over. differing: paths of files that the earlier index has otherwise under the same signature.
     """
 
     captured: Capture
@@ -52,6 +52,7 @@ class Archived:
     index: sets.StoredObject
     bytes_read: int
     bytes_reused: int
+    bytes_cloned: int
     earlier: Earlier | None
     differing: tuple[bytes, ...]
 
@@ -192,6 +193,7 @@ class VolumeBackup:
             index,
             self._packed + captured.bytes_read,
             max(parcel.bytes_copied for parcel in self._parcels) + (self._pool.reused() if self._pool else 0),
+            self._copies.cloned,
             self._earlier,
             tuple(self._differing),
         )
