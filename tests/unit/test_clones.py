@@ -26,9 +26,10 @@ from sidecar.archive import filesystem
 from sidecar.archive.copies import CHUNK, CLONED, clone_pays
 from sidecar.archive.spool import DISK_RESERVE
 from sidecar.errors import SpoolFull
+from tests.disks import mounted
 from tests.unit.edits import edits, punch_hole, tick
 from tests.unit.trees import no_descriptor_left
-from tests.unit.volumes import MEBIBYTE, Volume, captured_while_it_changes, contents, everything, mounted
+from tests.unit.volumes import MEBIBYTE, Volume, captured_while_it_changes, contents, everything
 
 BLOCK = 4096
 

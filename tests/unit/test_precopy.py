@@ -26,9 +26,10 @@ from sidecar.archive.capture import precopy
 from sidecar.archive.copies import CHUNK, another_round
 from sidecar.archive.entry import Kind
 from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
+from tests.disks import mounted
 from tests.unit.edits import edit, edits, punch_hole, tick
 from tests.unit.trees import no_descriptor_left
-from tests.unit.volumes import MEBIBYTE, Volume, captured_while_it_changes, contents, everything, mounted
+from tests.unit.volumes import MEBIBYTE, Volume, captured_while_it_changes, contents, everything
 
 EXT4 = 0xEF53
 
