@@ -25,9 +25,12 @@ from sidecar.archive import copies as copies_module
 from sidecar.archive import filesystem
 from sidecar.archive.copies import CHUNK, CLONED, clone_pays
 from sidecar.archive.spool import DISK_RESERVE
+from sidecar.engine.deadman import DeadMan
 from sidecar.errors import SpoolFull
+from sidecar.report import Outcome
 from tests.disks import mounted
 from tests.unit.edits import edits, punch_hole, tick
+from tests.unit.shop import Shop
 from tests.unit.trees import no_descriptor_left
 from tests.unit.volumes import MEBIBYTE, Volume, captured_while_it_changes, contents, everything
 
@@ -102,7 +105,6 @@ def test_whatever_changes_in_between_the_capture_is_that_of_a_copy_made_in_the_f
             shutil.rmtree(here)
 
     judge()
-    print(sorted(cloned))
     assert sum(each > 0 for each in cloned) > 30
 
 
@@ -412,3 +414,37 @@ def test_the_bound_of_the_spool_counts_what_is_cloned(disk: Path) -> None:
     with contextlib.closing(Volume(root, most=MEBIBYTE)) as volume, pytest.raises(SpoolFull):
         volume.round()
     shutil.rmtree(root)
+
+
+# --- a whole backup --------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_clones_before_the_freeze_when_nothing_long_is_left_to_do_and_in_it_and_says_so(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "_COMPARED", 1e-9)  # whatever the machine is busy with
+    shop = Shop(disk / "shop")
+    content = os.urandom(10 * MEBIBYTE + 5)
+    (shop.data("db") / "table").write_bytes(content)
+    order: list[str] = []
+    really_clone, really_ready = filesystem.clone, DeadMan.ready
+
+    def clone(*arguments: int) -> None:
+        order.append("clone")
+        really_clone(*arguments)
+
+    def ready(dead_man: DeadMan) -> bool:
+        order.append("ready")
+        return really_ready(dead_man)
+
+    monkeypatch.setattr(filesystem, "clone", clone)
+    monkeypatch.setattr(DeadMan, "ready", ready)
+    shop.engine.meanwhile("pause", "db", lambda: order.append("pause"))
+
+    report = shop.run()
+
+    assert report.outcome is Outcome.GOOD, report.reasons
+    assert order == ["clone", "clone", "ready", "clone", "ready", "pause", "clone"]
+    assert shop.archive(report, "db")["./table"] == content
+    assert [each["bytes_cloned"] for each in shop.of("volume_finished")] == [10 * MEBIBYTE, 0]
+    shutil.rmtree(disk / "shop")
