@@ -53,7 +53,7 @@ test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it inst
 
 bench: image ## how long an application stands still, how fast backups and restores are beside others (docs/PERFORMANCE.md)
 	@tests/bench/pause
-	@BENCH_FILE_SYSTEM=xfs tests/bench/pause
+	@BENCH_FILE_SYSTEM=xfs BENCH_FILES=0 tests/bench/pause
 	@tests/bench/backup
 	@tests/bench/restore
 	@tests/bench/growth

@@ -246,8 +246,6 @@ class Copies:
         block = self.spool.block
         try:
             for offset, position, run in _pieces(runs, ranges):
-                if offset % block or position % block:
-                    break  # a file system that has data in less than a block
                 if whole := run - run % block:
                     self.spool.clone(descriptor, offset, position, whole)
                     self._clones = True

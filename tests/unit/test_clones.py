@@ -298,6 +298,35 @@ def test_cloning_that_fails_anywhere_on_its_way_is_made_up_for_by_copying(
     assert everything(frozen) == everything(volume.afresh())
 
 
+def test_a_file_that_can_be_cloned_in_part_only_is_compared(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = volume.root / "file"
+    path.write_bytes(os.urandom(3 * CLONED))
+    monkeypatch.setattr(copies_module, "_CLONED_AT_ONCE", CLONED)
+    calls = failing(monkeypatch, lambda number: errno.EINVAL if number else None)
+    assert volume.round() == 3 * CLONED
+    overwrite(path, 100, b"changed")
+
+    frozen = volume.freeze()
+
+    assert len(calls) == 2
+    assert (volume.copies.cloned, volume.copies.written) == (0, CHUNK)
+    assert contents(frozen) == {b"file": path.read_bytes()}
+
+
+def test_what_was_written_before_a_clone_does_not_come_after_it(volume: Volume) -> None:
+    path, spool = volume.root / "file", volume.copies.spool
+    path.write_bytes(os.urandom(BLOCK))
+    position = spool.allot(BLOCK, blocks=True)
+    spool.write(memoryview(b"before"), position)
+    with path.open("rb") as file:
+        spool.clone(file.fileno(), 0, position, BLOCK)
+    spool.flush()
+
+    found = bytearray(BLOCK)
+    spool.read_into([memoryview(found)], position)
+    assert found == path.read_bytes()
+
+
 def test_of_a_file_that_shrinks_while_it_is_cloned_zeros_stand_for_what_is_gone(
     volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
