@@ -41,7 +41,7 @@ test-fast: venv ## unit and contract tests without an engine, a few minutes
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile tests/unit tests/contract \
 	  -m "not engine and not ceph and not slow"
 
-test-faults: ## kill runs 200 times and restores 50 times at random moments (TEST_KILLS, TEST_RESTORE_KILLS, each also with _SEED), end the engine under it, compare 200 archives on ext4, xfs and btrfs with an oracle (TEST_ORACLE_RUNS)
+test-faults: ## kill runs 200 times and restores 50 times at random moments (TEST_KILLS, TEST_RESTORE_KILLS, each also with _SEED), end the engine under it, compare 200 archives on ext4, xfs and btrfs, compared and cloned, with an oracle (TEST_ORACLE_RUNS)
 	@TEST_KILLS=$${TEST_KILLS:-200} TEST_RESTORE_KILLS=$${TEST_RESTORE_KILLS:-50} TEST_ORACLE_RUNS=$${TEST_ORACLE_RUNS:-200} \
 	  TEST_ORACLE_FILE_SYSTEMS="xfs btrfs" \
 	  $(MACHINE)/run-tests tests/engine/test_random_kills.py tests/engine/test_restore.py tests/engine/test_engine_restart.py \
@@ -53,6 +53,7 @@ test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it inst
 
 bench: image ## how long an application stands still, how fast backups and restores are beside others (docs/PERFORMANCE.md)
 	@tests/bench/pause
+	@BENCH_FILE_SYSTEM=xfs BENCH_FILES=0 tests/bench/pause
 	@tests/bench/backup
 	@tests/bench/restore
 	@tests/bench/growth

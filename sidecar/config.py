@@ -452,7 +452,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "BACKUP_SPOOL_MAX",
         "spool_max",
-        "The most that raw copies on the state volume may take. A tenth of that disk always stays free.",
+        "The most that copies and clones may take on the state volume. A tenth of that disk always stays free.",
         "a size such as 64MiB or 20GiB",
         _size,
         default_words="bounded by the disk's reserve alone",

@@ -346,7 +346,7 @@ class _Walk:
         self._directories: list[Entry] = []
 
     def run(self, top: int) -> None:
-        self._copies.written = 0
+        self._copies.written = self._copies.cloned = 0
         if self._pool:
             self._pool.begin_walk()
             self._device = os.fstat(top).st_dev

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from sidecar.archive import filesystem
 from sidecar.errors import SidecarError, SpoolFull
 
 BUFFER = 1024 * 1024  # larger ones were no faster, and each volume of a group has one
@@ -40,6 +41,7 @@ class SpoolSpace:
         self._directory = directory
         self._most = most
         self._claimed = 0
+        self._lent = 0
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for stale in directory.iterdir():  # what a killed run left; nothing else lives here
@@ -65,7 +67,7 @@ class SpoolSpace:
             disk = os.statvfs(self._directory)
         except OSError as exc:
             raise _failed("asking the spool's disk for its size", exc, wanted) from exc
-        free = disk.f_bavail * disk.f_frsize - int(disk.f_blocks * disk.f_frsize * DISK_RESERVE)
+        free = disk.f_bavail * disk.f_frsize - int(disk.f_blocks * disk.f_frsize * DISK_RESERVE) - self._lent
         if length > free:
             raise SpoolFull(
                 f"the spool needs {wanted:,} bytes; its disk has {max(free, 0):,} bytes left above the "
@@ -79,6 +81,13 @@ class SpoolSpace:
         """Give claimed bytes back."""
         self._claimed -= length
 
+    def lend(self, length: int) -> None:
+        """Note claimed bytes that take no room now (negative: no longer), and will as the application writes.
+
+        A clone shares the application's blocks until these are written to, and then each of them takes another one.
+        """
+        self._lent += length
+
     def new(self, name: str, suffix: str = ".raw") -> Spool:
         """An empty spool file for one volume."""
         return Spool(self, self.path(name, suffix))
@@ -89,7 +98,10 @@ class SpoolSpace:
 
 
 class Spool:
-    """The spool file of one volume. Leaving the `with` block deletes it and gives its space back."""
+    """The spool file of one volume. Leaving the `with` block deletes it and gives its space back.
+
+    block: bytes; what is cloned begins on multiples of it.
+    """
 
     def __init__(self, space: SpoolSpace, path: Path) -> None:
         self._space = space
@@ -100,6 +112,8 @@ class Spool:
             raise _failed("making a spool file", exc, 0) from exc
         self._end = 0
         self._reserved = 0
+        self.block = max(_PAGE, os.fstatvfs(self._file).f_bsize)
+        self._cloned_end = self._lent = 0
         # What was written last, waiting for what follows it: many small files are one write.
         self._buffer = memoryview(bytearray(BUFFER))
         self._start = 0
@@ -132,9 +146,13 @@ class Spool:
         """Where the room given so far ends."""
         return self._end
 
-    def allot(self, length: int) -> int:
-        """Give `length` bytes of room; where they begin. Many begin on a page, so that writing a few reads none."""
-        position = self._end if length < _LARGE else -(-self._end // _PAGE) * _PAGE
+    def allot(self, length: int, *, blocks: bool = False) -> int:
+        """Give `length` bytes of room; where they begin. Many begin on a page, so that writing a few reads none.
+
+        blocks: they begin on a block, so that they can be cloned.
+        """
+        unit = self.block if blocks else 1 if length < _LARGE else _PAGE
+        position = -(-self._end // unit) * unit
         end = position + length
         if end > self._reserved:
             try:
@@ -165,6 +183,19 @@ class Spool:
                 written += os.pwrite(self._file, data[written:], position + written)
             except OSError as exc:
                 raise _failed("writing the spool", exc, self._end) from exc
+
+    def clone(self, source: int, offset: int, position: int, length: int) -> None:
+        """Share these blocks of an open file, which must be on the spool's file system. Raises OSError: see there.
+
+        Their room stays claimed and gives up what it has on the disk: as much as the application may need to keep its
+        files apart from it.
+        """
+        self.flush()  # or what waits from before might come after it
+        filesystem.clone(source, offset, self._file, position, length)
+        if (new := position + length - max(position, self._cloned_end)) > 0:  # not only cloned once more
+            self._cloned_end = position + length
+            self._lent += new
+            self._space.lend(new)
 
     def flush(self) -> None:
         """Put what `write` holds back."""
@@ -206,6 +237,7 @@ class Spool:
             os.close(self._file)
             self._file = -1
             self._space.release(self._reserved)
+            self._space.lend(-self._lent)
             with suppress(FileNotFoundError):
                 self._path.unlink()
 

@@ -326,6 +326,10 @@ class _Run:
 
         Raises EngineError when they did not, SpoolFull, Interrupted.
         """
+        if any(volume.clones for volume in volumes):
+            self._dead_man.ready()
+            # Nothing long may follow: what is written from now on has to reach the disk inside the freeze.
+            volumes = self._round(group, volumes)
         if not volumes:
             return []  # nobody is frozen for volumes that cannot be read
         for volume in volumes:

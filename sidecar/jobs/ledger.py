@@ -197,6 +197,7 @@ class Ledger:
             bytes_archive=summary.size,
             bytes_uploaded=uploaded,
             bytes_reused=archived.bytes_reused,
+            bytes_cloned=archived.bytes_cloned,
         )
 
     def interrupted(self, error: SidecarError) -> None:

@@ -43,8 +43,9 @@ class Compression:
 class Archived:
     """One volume's archive and index in the stores. Sizes in bytes.
 
-    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores. earlier: whose blocks
-    it has taken over. differing: paths of files that the earlier index has otherwise under the same signature.
+    bytes_read: data read from the volume; bytes_reused: of the archive, copied inside the stores; bytes_cloned: of the
+    data, cloned inside the freeze. earlier: whose blocks it has taken over. differing: paths of files that the earlier
+    index has otherwise under the same signature.
     """
 
     captured: Capture
@@ -52,6 +53,7 @@ class Archived:
     index: sets.StoredObject
     bytes_read: int
     bytes_reused: int
+    bytes_cloned: int
     earlier: Earlier | None
     differing: tuple[bytes, ...]
 
@@ -93,6 +95,11 @@ class VolumeBackup:
     def written(self) -> int:
         """Bytes that the last walk has put into the spool."""
         return self._copies.written
+
+    @property
+    def clones(self) -> bool:
+        """Whether the last walk has cloned anything, and so the freeze will."""
+        return self._copies.cloned > 0
 
     @property
     def can_reuse(self) -> bool:
@@ -192,6 +199,7 @@ class VolumeBackup:
             index,
             self._packed + captured.bytes_read,
             max(parcel.bytes_copied for parcel in self._parcels) + (self._pool.reused() if self._pool else 0),
+            self._copies.cloned,
             self._earlier,
             tuple(self._differing),
         )

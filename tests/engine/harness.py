@@ -302,7 +302,8 @@ class Run:
 class Sidecar:
     """The product, through docker-compose.backup.yml and an override, for the volumes that match `include`.
 
-    service: what else the override says of it. Without an S3 server it has no network, and keeps its sets here.
+    service: what else the override says of it; state: of its state volume. Without an S3 server it has no network, and
+    keeps its sets here.
     """
 
     def __init__(
@@ -314,10 +315,12 @@ class Sidecar:
         include: Sequence[str],
         settings: Mapping[str, str] | None = None,
         service: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self._machine = machine
         self._s3 = s3
         self._service = dict(service or {})
+        self._state = dict(state or {})
         self.name = machine.name(f"backup-{text}")
         self.prefix = f"{machine.mark}/{text}"
         self.state = f"{self.name}-state"
@@ -371,7 +374,7 @@ class Sidecar:
         override = {
             "services": {"backup": service},
             "networks": {"store": {"external": True, "name": self._s3.network}} if self._s3 else {},
-            "volumes": {"backup-state": {"name": self.state, "labels": label}},
+            "volumes": {"backup-state": {"name": self.state, "labels": label, **self._state}},
         }
         self._override.write_text(json.dumps(override))  # JSON is YAML
         self._compose.up("--force-recreate")

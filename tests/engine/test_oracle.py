@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.disks import mounted
 from tests.engine.conftest import SidecarMaker
-from tests.engine.harness import HERE, S3, Description, Machine, Sidecar, describe, differences, docker, wait_until
+from tests.engine.harness import (
+    HERE,
+    HOST_IMAGE,
+    S3,
+    Description,
+    Machine,
+    Sidecar,
+    describe,
+    differences,
+    docker,
+    wait_until,
+)
 
 pytestmark = pytest.mark.engine
 
 OLD_BYTES = 60_000_000  # as writers.py has them
+LARGE_BYTES = 4 << 20  # of the table, and of the file that is mapped, each
 
 RUNS = int(os.environ.get("TEST_ORACLE_RUNS", "10"))
 # The engine's own, which is ext4 nearly everywhere, and others, each in a file of its own.
 FILE_SYSTEMS = ["the engine's", *os.environ.get("TEST_ORACLE_FILE_SYSTEMS", "").split()]
+# With the state volume on it too, so that large hot files are cloned.
+CLONING = FILE_SYSTEMS[1:] or ["xfs"]
+CLONING_RUNS = RUNS if "TEST_ORACLE_RUNS" in os.environ else 2
+# These writers are so fast, and their files so small, that comparing them would be found to be faster than waiting for
+# the disk, as cloning does. Here it always pays.
+ALWAYS_CLONE = "from sidecar.archive import copies\n\ncopies._COMPARED = 1e-9\n"
 HOT = 2  # runs before there is anything to be taken over
 
 
@@ -88,14 +108,50 @@ def busy(
         yield from _busy(volume, machine, make_sidecar)
 
 
-def _busy(volume: str, machine: Machine, make_sidecar: SidecarMaker) -> Iterator[Busy]:
+@pytest.fixture(scope="module", params=CLONING)
+def cloning(
+    request: pytest.FixtureRequest,
+    machine: Machine,
+    make_sidecar: SidecarMaker,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Busy]:
+    with mounted(request.param, tmp_path_factory.mktemp("disk"), 2 << 30) as disk:
+        seen = docker("run", "--rm", "--volume", f"{disk}:/disk", HOST_IMAGE, "stat", "-f", "-c", "%T", "/disk").out
+        if seen.strip() != request.param:
+            pytest.skip(f"the engine does not see what is mounted here: it has {seen.strip()} at {disk}")
+        options = {}
+        for name in ("data", "state"):
+            (disk / name).mkdir()
+            options[name] = {"type": "none", "o": "bind", "device": str(disk / name)}
+        given = [part for key, value in options["data"].items() for part in ("--opt", f"{key}={value}")]
+        volume = machine.volume(f"cloning-{request.param}", *given)
+        (disk / "always").mkdir()
+        (disk / "always" / "sitecustomize.py").write_text(ALWAYS_CLONE)
+        state = {"driver": "local", "driver_opts": options["state"]}
+        service = {"volumes": [f"{disk / 'always'}:/always:ro"]}
+        try:
+            yield from _busy(
+                volume, machine, make_sidecar, state=state, service=service, settings={"PYTHONPATH": "/always"}
+            )
+        finally:
+            docker("volume", "rm", "--force", volume, check=False)
+
+
+def _busy(
+    volume: str,
+    machine: Machine,
+    make_sidecar: SidecarMaker,
+    settings: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[Busy]:
     script = (HERE / "writers.py").read_text()
     # At full speed, but last in the queue: what is timed elsewhere must not wait for them.
     modest = ("--cpu-shares", "64")
     writers = machine.run("writers", ["python3", "-c", script, "/data"], "--volume", f"{volume}:/data", *modest)
     oracle = machine.run("writers-oracle", ["sleep", "infinity"], "--volume", f"{volume}:/data:ro")
     try:
-        sidecar = make_sidecar(f"oracle-{volume[-1]}", include=[volume], settings={"BACKUP_TEST_STAGE": "frozen=hold"})
+        settings = {"BACKUP_TEST_STAGE": "frozen=hold", **(settings or {})}
+        sidecar = make_sidecar(f"oracle-{volume[-1]}", include=[volume], settings=settings, **options)
         sidecar.up()
         busy = Busy(volume, writers, oracle, sidecar)
         wait_until(lambda: len(busy.steps()) == 5, "all writers have begun")
@@ -109,6 +165,18 @@ def _busy(volume: str, machine: Machine, make_sidecar: SidecarMaker) -> Iterator
 def test_the_archive_is_the_frozen_instant_with_writers_at_full_speed_around_it(
     busy: Busy, s3: S3, run_number: int
 ) -> None:
+    _judge(busy, s3, run_number)
+
+
+@pytest.mark.parametrize("run_number", range(1, CLONING_RUNS + 1))
+def test_so_it_is_where_hot_files_are_cloned(cloning: Busy, s3: S3, run_number: int) -> None:
+    _judge(cloning, s3, run_number)
+
+    finished = cloning.sidecar.events("volume_finished")[-1]
+    assert finished["bytes_cloned"] >= 2 * LARGE_BYTES
+
+
+def _judge(busy: Busy, s3: S3, run_number: int) -> None:
     if run_number == HOT + 1:
         busy.wait_until_old_files_are_old()
     busy.wait_until_all_write()

@@ -20,8 +20,9 @@ from sidecar.events import Progress
 from sidecar.report import RunReport
 from sidecar.stores.memory import MemoryStore
 from sidecar.stores.port import Capabilities
-from tests.unit.disks import own_ext4, write_in_flight
+from tests.disks import mounted
 from tests.unit.edits import tick
+from tests.unit.held_write import write_in_flight
 from tests.unit.shop import Shop
 
 PAGE = mmap.PAGESIZE
@@ -34,8 +35,8 @@ ATTEMPTS = 5  # the kernel may write a page out by itself just then, and nothing
 
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Path]:
-    with own_ext4(tmp_path) as mounted:
-        yield mounted
+    with mounted("ext4", tmp_path) as directory:
+        yield directory
 
 
 def make_shop(directory: Path) -> Shop:

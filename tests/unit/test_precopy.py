@@ -13,8 +13,7 @@ import os
 import shutil
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,57 +21,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.archive import copies as copies_module
 from sidecar.archive import filesystem, settled
-from sidecar.archive import spool as spool_module
-from sidecar.archive.capture import Capture, capture, precopy, sync
-from sidecar.archive.copies import CHUNK, Copies, another_round
+from sidecar.archive.capture import precopy
+from sidecar.archive.copies import CHUNK, another_round
 from sidecar.archive.entry import Kind
-from sidecar.archive.spool import SpoolSpace
 from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
-from tests.unit.disks import own_ext4, write_in_flight
-from tests.unit.edits import edit, edits, populate, punch_hole, tick
+from tests.disks import mounted
+from tests.unit.edits import edit, edits, punch_hole, tick
+from tests.unit.held_write import write_in_flight
 from tests.unit.trees import no_descriptor_left
+from tests.unit.volumes import MEBIBYTE, Volume, captured_while_it_changes, contents, everything
 
-MEBIBYTE = 1024 * 1024
-HOUR_NS = 3600 * 10**9
 EXT4 = 0xEF53
 
 
 class Stop(Exception):
     pass
-
-
-class Volume:
-    """A volume's directory, and copies of it in a spool beside it."""
-
-    def __init__(self, root: Path, most: int | None = None) -> None:
-        self.root = root
-        self.clock = time.time_ns
-        self._space = SpoolSpace(root.parent / f"{root.name}-spool", most)
-        self._spools = contextlib.ExitStack()
-        self.copies = Copies(self._spools.enter_context(self._space.new("v")))
-
-    def round(self, check: Callable[[], None] = lambda: None) -> int:
-        """One round while the application runs; the bytes that it wrote."""
-        sync(os.fspath(self.root), self.copies, self.clock())
-        precopy(os.fspath(self.root), self.copies, check, lambda _: None)
-        return self.copies.written
-
-    def freeze(self, check: Callable[[], None] = lambda: None) -> Capture:
-        return capture(os.fspath(self.root), self.copies, check, lambda _: None)
-
-    def afresh(self) -> Capture:
-        fresh = Copies(self._spools.enter_context(self._space.new("fresh")))
-        return capture(os.fspath(self.root), fresh, lambda: None, lambda _: None)
-
-    def in_an_hour(self) -> None:
-        """From now on the clock is an hour ahead: whatever has not changed by the next sync is settled."""
-        clock = self.clock
-        self.clock = lambda: clock() + HOUR_NS
-
-    def close(self) -> None:
-        self._spools.close()
 
 
 @pytest.fixture(autouse=True)
@@ -107,37 +71,6 @@ def _keeps_times(monkeypatch: pytest.MonkeyPatch) -> None:
 keeps_times = pytest.mark.usefixtures("_keeps_times")
 
 
-def contents(captured: Capture) -> dict[bytes, bytes]:
-    """Of every regular file, holes as zeros."""
-    found = {}
-    for entry in captured.files:
-        data = bytearray(entry.data_length)
-        at = 0
-        for position, length in entry.spooled if data else ():
-            captured.spool.read_into([memoryview(data)[at : at + length]], position)
-            at += length
-        content = bytearray(entry.signature.size)
-        at = 0
-        for offset, length in ((0, len(data)),) if entry.extents is None else entry.extents:
-            content[offset : offset + length] = data[at : at + length]
-            at += length
-        assert at == len(data)
-        found[entry.path] = bytes(content)
-    return found
-
-
-def everything(captured: Capture) -> dict[str, Any]:
-    """What an archive is made of. Not where holes are: a copy may hold zeros where the disk has none by now."""
-    return {
-        "files": [entry[:6] for entry in captured.files],
-        "others": captured.others,
-        "sockets": captured.sockets,
-        "changed": captured.changed,
-        "contents": contents(captured),
-        "bytes": sum(entry.data_length for entry in captured.files) - captured.bytes_read,
-    }
-
-
 # --- any tree, any edits ---------------------------------------------------------------------------------------------
 
 
@@ -157,40 +90,7 @@ def test_whatever_changes_in_between_the_capture_is_that_of_a_copy_made_in_the_f
     chunk: int,
 ) -> None:
     here = tmp_path_factory.mktemp("any")
-    root = here / "volume"
-    root.mkdir()
-    populate(root)
-    constants = {
-        copies_module: {"CHUNK": chunk, "SLICE": 4 * chunk, "_SHARE": 1},
-        spool_module: {"_PAGE": 64, "_LARGE": 1024},
-    }
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as undo:
-        for module, values in constants.items():
-            for name, value in values.items():
-                patch.setattr(module, name, value)
-        volume = Volume(root)
-        undo.callback(volume.close)
-        for change in [("new directory", 1, 0, 0), *first]:
-            edit(root, *change)
-        for believing, changes, when in rounds:
-            if believing:  # what has not been touched for a minute is not read again
-                volume.in_an_hour()
-            waiting = iter([None] * (when - 1))
-
-            def meanwhile(changes: list[Any] = changes, waiting: Iterator[None] = waiting) -> None:
-                if next(waiting, "now") == "now" and changes:
-                    tick(here)
-                    while changes:
-                        edit(root, *changes.pop())
-
-            volume.round(meanwhile)
-            meanwhile()
-            tick(here)
-        for change in last:
-            edit(root, *change)
-
-        frozen = volume.freeze()
-        assert everything(frozen) == everything(volume.afresh())
+    captured_while_it_changes(here, first, rounds, last, {"CHUNK": chunk, "SLICE": 4 * chunk, "_SHARE": 1})
     shutil.rmtree(here)
 
 
@@ -382,8 +282,8 @@ def test_bytes_that_land_seconds_after_their_time_stamp_are_caught_by_the_margin
 
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Path]:
-    with own_ext4(tmp_path) as mounted:
-        yield mounted
+    with mounted("ext4", tmp_path) as directory:
+        yield directory
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["write", "O_DIRECT"])

@@ -1,6 +1,6 @@
-"""A file system of a test's own, and a write to it that has begun and does not end: what makes time stamps lie.
+"""A write that has begun and does not end until it is told to: what makes time stamps lie.
 
-Both need root; tests that use them are skipped, with the reason, where that is missing.
+It needs root; tests that use it are skipped, with the reason, where that is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import mmap
 import os
 import select
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import pytest
 
-MEBIBYTE = 1024 * 1024
 _PAGE = 4096  # of a file system, and of memory wherever we run
 
 # <linux/userfaultfd.h>
@@ -30,28 +28,6 @@ _COPY = 0xC028AA03
 _VERSION = 0xAA
 _MISSING = 1
 _SECONDS = 20  # far more than a page fault takes on any machine
-
-
-@contextmanager
-def own_ext4(directory: Path) -> Iterator[Path]:
-    """An ext4 of 64 MiB that nobody else writes to; where it is mounted."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    image, mounted = directory / "image", directory / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 * MEBIBYTE)
-    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, mounted]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip(f"there is no {command[0]} here")
-        if done.returncode:
-            pytest.skip(f"{command[0]} fails here: {done.stderr.strip()}")
-    try:
-        yield mounted
-    finally:
-        subprocess.run(["umount", mounted], check=True)
 
 
 class WriteInFlight:
