@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,18 @@ def test_a_torn_or_flipped_index_file_is_refused(tmp_path_factory: pytest.TempPa
         damaged = whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :]
     path.write_bytes(damaged)
 
+    if gzip_reads_the_same(damaged, whole):  # one flip in 7,000 is another way to compress the same
+        assert list(read_index_file(path)) == list(read_index(SAMPLE))
+        return
     with pytest.raises(SetInvalid):
         list(read_index_file(path))
+
+
+def gzip_reads_the_same(damaged: bytes, whole: bytes) -> bool:
+    try:
+        return gzip.decompress(damaged) == gzip.decompress(whole)
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def test_an_index_file_reads_as_it_was_written(tmp_path: Path) -> None:
