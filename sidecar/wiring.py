@@ -41,7 +41,7 @@ from sidecar.events import Emit, Follow
 from sidecar.guarding import Guarded
 from sidecar.jobs import check as preflight
 from sidecar.jobs.backup import SetNames, Tools, backup
-from sidecar.jobs.catalogue import hosts_with_sets, list_files, list_sets, none_of_host
+from sidecar.jobs.catalogue import AT_ONCE, hosts_with_sets, list_files, list_sets, none_of_host
 from sidecar.jobs.check import Finding, Premises, Verdict
 from sidecar.jobs.discover import Discovery
 from sidecar.jobs.drill import DrillTools, clear, drill
@@ -424,7 +424,7 @@ def _s3_settings(settings: Settings, read_timeout: int) -> S3Settings:
         access_key=settings.access_key_id,
         secret_key=settings.secret_access_key,
         session_token=settings.session_token,
-        connections=2 * _cores() + 2,
+        connections=max(2 * _cores(), AT_ONCE) + 2,  # what is more would be opened anew each time, and complained of
         read_timeout=read_timeout,
     )
 

@@ -27,7 +27,7 @@ MAKE_ONE = "`run-now` makes one"
 
 _WORST_FIRST = list(reversed(Outcome))
 _CHUNK = MEBIBYTE
-_AT_ONCE = 8
+AT_ONCE = 8  # documents
 _HOSTS_NAMED = 20
 # Without a prefix a bucket may hold far more than sets, and somebody waits; `scan` looks further.
 _KEYS_LOOKED_AT = 200_000
@@ -298,7 +298,7 @@ def _manifests(store: Store, set_names: Iterable[str]) -> Iterator[tuple[str, se
             return error
 
     names = list(set_names)
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="manifests") as pool:
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="manifests") as pool:
         for set_name, found in zip(names, pool.map(read, names), strict=True):
             if found is not None:
                 yield set_name, found
@@ -322,7 +322,7 @@ def _marks(
 
     marks: dict[str, dict[str, sets.Marks]] = defaultdict(dict)
     unread = []
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="marks") as pool:
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="marks") as pool:
         for (set_name, name), found in zip(marked, pool.map(read, marked), strict=True):
             if isinstance(found, str):
                 unread.append(found)

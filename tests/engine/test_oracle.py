@@ -168,6 +168,11 @@ def test_the_archive_is_the_frozen_instant_with_writers_at_full_speed_around_it(
     _judge(busy, s3, run_number)
 
 
+def test_after_so_many_sets_no_library_has_complained(busy: Busy) -> None:
+    assert len(busy.sidecar.events("run_finished")) >= RUNS
+    assert busy.sidecar.events("library") == []
+
+
 @pytest.mark.parametrize("run_number", range(1, CLONING_RUNS + 1))
 def test_so_it_is_where_hot_files_are_cloned(cloning: Busy, s3: S3, run_number: int) -> None:
     _judge(cloning, s3, run_number)
