@@ -97,7 +97,7 @@ class Busy:
         wait_until(lambda: all(now > then for now, then in zip(self.steps(), before, strict=True)), "all writers write")
 
 
-@pytest.fixture(scope="module", params=FILE_SYSTEMS)
+@pytest.fixture(scope="class", params=FILE_SYSTEMS)
 def busy(
     request: pytest.FixtureRequest,
     machine: Machine,
@@ -108,7 +108,7 @@ def busy(
         yield from _busy(volume, machine, make_sidecar)
 
 
-@pytest.fixture(scope="module", params=CLONING)
+@pytest.fixture(scope="class", params=CLONING)
 def cloning(
     request: pytest.FixtureRequest,
     machine: Machine,
@@ -161,24 +161,34 @@ def _busy(
         machine.remove(writers, oracle)
 
 
-@pytest.mark.parametrize("run_number", range(1, RUNS + 1))
-def test_the_archive_is_the_frozen_instant_with_writers_at_full_speed_around_it(
-    busy: Busy, s3: S3, run_number: int
-) -> None:
-    _judge(busy, s3, run_number)
+# Two classes, so that the writers of the first have ended when those of the second begin.
 
 
-def test_after_so_many_sets_no_library_has_complained(busy: Busy) -> None:
-    assert len(busy.sidecar.events("run_finished")) >= RUNS
-    assert busy.sidecar.events("library") == []
+class TestWhereHotFilesAreCompared:
+    """On any file system."""
+
+    @pytest.mark.parametrize("run_number", range(1, RUNS + 1))
+    def test_the_archive_is_the_frozen_instant_with_writers_at_full_speed_around_it(
+        self, busy: Busy, s3: S3, run_number: int
+    ) -> None:
+        _judge(busy, s3, run_number)
+
+    def test_after_so_many_sets_no_library_has_complained(self, busy: Busy) -> None:
+        assert len(busy.sidecar.events("run_finished")) >= RUNS
+        assert busy.sidecar.events("library") == []
 
 
-@pytest.mark.parametrize("run_number", range(1, CLONING_RUNS + 1))
-def test_so_it_is_where_hot_files_are_cloned(cloning: Busy, s3: S3, run_number: int) -> None:
-    _judge(cloning, s3, run_number)
+class TestWhereHotFilesAreCloned:
+    """On file systems that can, with the state volume on the same one."""
 
-    finished = cloning.sidecar.events("volume_finished")[-1]
-    assert finished["bytes_cloned"] >= 2 * LARGE_BYTES
+    @pytest.mark.parametrize("run_number", range(1, CLONING_RUNS + 1))
+    def test_the_archive_is_the_frozen_instant_with_writers_at_full_speed_around_it(
+        self, cloning: Busy, s3: S3, run_number: int
+    ) -> None:
+        _judge(cloning, s3, run_number)
+
+        finished = cloning.sidecar.events("volume_finished")[-1]
+        assert finished["bytes_cloned"] >= 2 * LARGE_BYTES
 
 
 def _judge(busy: Busy, s3: S3, run_number: int) -> None:
