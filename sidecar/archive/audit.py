@@ -40,9 +40,9 @@ def in_order(indexed: IndexedBlock) -> None:
 def audit(blocks: Iterable[tuple[IndexedBlock, bytes]]) -> int:
     """Compare the entries of a tar stream, given by its blocks, with what the index says of each block; how many.
 
-    Each entry's place, name, type, target, size of data, mode and owner are compared; and no file may follow a link,
-    because it could be one to be written through. One block is in memory, and the
-    entries that begin in it. Raises ArchiveDamaged with the first difference, and what `blocks` raises.
+    Each entry's place, name, type, target, size of data, mode and owner are compared, and whether it may have extended
+    attributes; and no file may follow a link, because it could be one to be written through. One block is in memory,
+    and the entries that begin in it. Raises ArchiveDamaged with the first difference, and what `blocks` raises.
     """
     stream = _Stream(iter(blocks))
     count = 0
@@ -71,7 +71,7 @@ def audit(blocks: Iterable[tuple[IndexedBlock, bytes]]) -> int:
     if stream.last + stream.rest() != END_OF_ARCHIVE:
         raise ArchiveDamaged(f"the tar stream goes wrong at {end}, behind entry {count}", hint=_HINT)
     if stream.expected:
-        _, first = stream.expected[0]
+        _, first, _ = stream.expected[0]
         raise ArchiveDamaged(f"the index names {_shown(first.path)}, which the archive does not hold", hint=_HINT)
     return count
 
@@ -93,7 +93,12 @@ def _compare(member: tarfile.TarInfo, stream: _Stream) -> None:
     found = _found(member)
     if not stream.expected:
         raise ArchiveDamaged(f"the archive holds {_shown(found.path)}, which the index does not name", hint=_HINT)
-    named = _named(*stream.expected.popleft())
+    at, file, plain = stream.expected.popleft()
+    if plain and any(keyword.startswith("SCHILY.") for keyword in member.pax_headers):
+        raise ArchiveDamaged(
+            f"entry {_shown(found.path)} has extended attributes, and its block has none by the index", hint=_HINT
+        )
+    named = _named(at, file)
     for what, one, other in zip(_Seen._fields, found, named, strict=True):
         if one != other:
             raise ArchiveDamaged(
@@ -126,7 +131,9 @@ def _shown(value: object) -> str:
 
 
 class _Stream:
-    """Blocks as one file that is read forward. expected: entries, with their places, of the blocks met so far.
+    """Blocks as one file that is read forward.
+
+    expected: entries of the blocks met so far, each with its place, and whether its block is one without attributes.
 
     last: what the last `read` gave.
     """
@@ -136,7 +143,7 @@ class _Stream:
         self._raw = memoryview(b"")
         self._start = 0  # of `_raw` in the stream
         self._at = 0  # in `_raw`
-        self.expected: deque[tuple[int, IndexedFile]] = deque()
+        self.expected: deque[tuple[int, IndexedFile, bool]] = deque()
         self.last = b""
 
     def tell(self) -> int:
@@ -179,5 +186,6 @@ class _Stream:
         indexed, raw = following
         self._start += len(self._raw)
         self._raw, self._at = memoryview(raw), 0
-        self.expected.extend((self._start + file.at, file) for file in indexed.files)
+        plain = indexed.attributed == 0
+        self.expected.extend((self._start + file.at, file, plain) for file in indexed.files)
         return True

@@ -37,10 +37,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Extract:
-    """Entries of an archive: pieces of its tar stream in order, which `END_OF_ARCHIVE` has to end; files: how many."""
+    """Entries of an archive: pieces of its tar stream in order, which `END_OF_ARCHIVE` has to end; files: how many.
+
+    plain: it is known that none of them has extended attributes, ACLs among them.
+    """
 
     pieces: tuple[Piece, ...]
     files: int
+    plain: bool = False
 
     @property
     def length(self) -> int:
@@ -88,12 +92,14 @@ def everything(index: bytes) -> Extract:
     """All entries of an archive. Raises SetInvalid."""
     pieces = []
     entries = 0
+    plain = True
     with _whole():
-        for block, files in read_block_sizes(_lines(index)):
+        for block, files, attributed in read_block_sizes(_lines(index)):
             _require_sane(block)
             pieces.append(Piece(block, 0, block.raw_length))
             entries += files
-    return Extract(_without_end(pieces, pieces[-1:]), entries)
+            plain = plain and attributed == 0
+    return Extract(_without_end(pieces, pieces[-1:]), entries, plain)
 
 
 def matching(index: bytes, pattern: str) -> Extract:

@@ -27,6 +27,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,13 +40,15 @@ from sidecar.errors import NoRoom, RestoreFailed
 STAGING = ".volume-backup-restore"
 DONE = ".volume-backup-restored"
 STREAM = "stream"
-TAR = ("tar", "--numeric-owner", "--acls", "--xattrs", "--xattrs-include=*", "-xpf", "-")
+_TAR = ("tar", "--numeric-owner", "-xpf", "-")
+_ATTRIBUTES = ("--acls", "--xattrs", "--xattrs-include=*")
 # What it is told once all is unpacked. If nothing comes any more, whoever would have said it has died.
 GO, LEAVE = b"exchange\n", b"leave it\n"
 
 _NEW, _OLD, _BEFORE, _COMPLETE = "new", "old", "before", "complete"
 _LEAVING, _ARRIVING, _MERGING = "leaving", "arriving", "merging"
 _PIECE = 1024 * 1024
+_WRITE_OUT = 256 * _PIECE
 _SLACK = 4096  # what a file may take on disk beyond its bytes in the archive: it has 512 of header there, and is padded
 _TRIFLE = 16 * _PIECE  # left on the disk at all events
 _LAST_WORDS = 20  # lines
@@ -70,7 +73,8 @@ class Expected:
     """What will arrive: bytes of the tar stream, and entries in it; merge: they are not all that the volume held.
 
     new: the volume was made for it a moment ago. reserve: the share of the disk that has to stay free; besides: bytes
-    of it that others will need.
+    of it that others will need. plain: no entry has extended attributes; setting each file's ACL to what its mode says
+    took a third of the time for 60,000 small files.
     """
 
     length: int
@@ -79,6 +83,7 @@ class Expected:
     reserve: float = 0.0
     besides: int = 0
     new: bool = False
+    plain: bool = False
 
 
 def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
@@ -99,7 +104,7 @@ def restore_into(root: str, expected: Expected, source: int, say: Say) -> None:
             fifo = _prepare(root)
             say(Word.READY)
             with _incoming(root, fifo, source) as stream:
-                _unpack(root, expected.length, stream)
+                _unpack(root, expected, stream)
             _note(os.path.join(root, STAGING, _COMPLETE), {"merge": int(expected.merge)})
             say(Word.UNPACKED)
             answer = _rest(source, len(GO))
@@ -221,7 +226,12 @@ def _prepare(root: str) -> int | None:
     staging = os.path.join(root, STAGING)
     before_ns = os.stat(root).st_mtime_ns
     os.mkdir(staging, mode=0o700)
-    os.mkdir(os.path.join(staging, _NEW), mode=0o700)
+    new = os.path.join(staging, _NEW)
+    os.mkdir(new, mode=0o700)
+    # Whatever the volume's root would have its files inherit: they get what they had.
+    for attribute in ("system.posix_acl_default", "system.posix_acl_access"):
+        with suppress(OSError):
+            os.removexattr(new, attribute)
     with open(os.path.join(staging, _BEFORE), "w", encoding="ascii") as note:
         json.dump({"mtime_ns": before_ns, "since_ns": os.stat(root).st_mtime_ns}, note)
     try:
@@ -246,11 +256,11 @@ def _incoming(root: str, fifo: int | None, source: int) -> Iterator[int]:
         os.close(fifo)
 
 
-def _unpack(root: str, length: int, source: int) -> None:
+def _unpack(root: str, expected: Expected, source: int) -> None:
     """From `source` into the staging directory, and onto the disk."""
     directory = os.path.join(root, STAGING, _NEW)
     tar = subprocess.Popen(  # noqa: S603 - no argument of it comes from outside
-        TAR,
+        _TAR if expected.plain else (*_TAR, *_ATTRIBUTES),
         cwd=directory,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -262,17 +272,18 @@ def _unpack(root: str, length: int, source: int) -> None:
     words: deque[str] = deque(maxlen=_LAST_WORDS)
     listener = threading.Thread(target=_listen, args=(tar.stderr, words), daemon=True)
     listener.start()
-    try:
-        arrived = _pass_on(source, tar.stdin.fileno(), length)
-        with suppress(BrokenPipeError):
-            tar.stdin.close()
-        code = tar.wait()
-    finally:
-        tar.kill()
-        tar.wait()
+    with _writer(directory) as write_out:
+        try:
+            arrived = _pass_on(source, tar.stdin.fileno(), expected.length, write_out)
+            with suppress(BrokenPipeError):
+                tar.stdin.close()
+            code = tar.wait()
+        finally:
+            tar.kill()
+            tar.wait()
     listener.join()
-    if arrived != length and code == 0:
-        raise RestoreFailed(f"the stream ended after {arrived} of {length} bytes", hint="restore again")
+    if arrived != expected.length and code == 0:
+        raise RestoreFailed(f"the stream ended after {arrived} of {expected.length} bytes", hint="restore again")
     if code:
         raise RestoreFailed(
             f"tar ended with {code}: {'; '.join(words) or 'it gave no reason'}",
@@ -289,8 +300,32 @@ def _listen(stream: IO[bytes], words: deque[str]) -> None:
         words.append(line.decode(errors="backslashreplace").strip()[:500])
 
 
-def _pass_on(source: int, target: int, length: int) -> int:
-    """Move bytes from pipe to pipe inside the kernel; how many there were until one of them was closed."""
+@contextmanager
+def _writer(directory: str) -> Iterator[Callable[[int], None]]:
+    """What puts on the disk what has arrived while more arrives; it is told how many bytes have.
+
+    By itself a machine with much memory begins when a tenth of that is full, and all is waited for at the end.
+    """
+    under_way: list[Future[None]] = []
+    begun = 0
+    with ThreadPoolExecutor(1) as thread:
+
+        def write_out(done: int) -> None:
+            nonlocal begun
+            if done - begun >= _WRITE_OUT and all(future.done() for future in under_way):
+                under_way.append(thread.submit(_sync, directory))
+                begun = done
+
+        yield write_out
+    for future in under_way:
+        future.result()  # the kernel tells of a write that has failed only once
+
+
+def _pass_on(source: int, target: int, length: int, tell: Callable[[int], None]) -> int:
+    """Move bytes from pipe to pipe inside the kernel; how many there were until one of them was closed.
+
+    tell: told how many there are by now.
+    """
     with suppress(OSError):  # more than the user may have
         fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, _PIECE)
     done = 0
@@ -302,6 +337,7 @@ def _pass_on(source: int, target: int, length: int) -> int:
         if moved == 0:
             break
         done += moved
+        tell(done)
     return done
 
 

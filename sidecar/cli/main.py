@@ -677,14 +677,13 @@ def run_rescue(*, order: str, container: str) -> None:
 @click.option("--reserve", default=0.0)
 @click.option("--besides", default=0)
 @click.option("--new", is_flag=True)
+@click.option("--plain", is_flag=True)
 @click.option("--root", required=True)
-def run_unpack(*, length: int, files: int, merge: bool, reserve: float, besides: int, new: bool, root: str) -> None:
+def run_unpack(*, root: str, **expected: Any) -> None:
     """Be a restore's helper: take a tar stream on stdin into the volume at ROOT, and exchange it when told to."""
     from sidecar.archive.unpack import Expected, restore_into  # noqa: PLC0415 - a helper loads nothing else
 
-    _answer(
-        lambda say: restore_into(root, Expected(length, files, merge, reserve, besides, new), sys.stdin.fileno(), say)
-    )
+    _answer(lambda say: restore_into(root, Expected(**expected), sys.stdin.fileno(), say))
 
 
 @main.command("settle", hidden=True)

@@ -158,6 +158,7 @@ class Delivery:
         """A container that has the volume, and says that there is room."""
         command = ["unpack", f"--root={TARGET}", f"--length={extract.length}", f"--files={extract.files}"]
         command += ["--merge"] if wanted.merge else []
+        command += ["--plain"] if extract.plain else []
         command += ["--new"] if wanted.new else []
         command += [f"--reserve={wanted.reserve}"] if wanted.reserve else []
         command += [f"--besides={wanted.besides}"] if wanted.besides else []

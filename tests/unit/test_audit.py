@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -49,6 +51,19 @@ def test_everything_that_a_file_system_can_hold_is_what_its_index_says(
     zoo = blocks(tmp_path / "zoo", tmp_path / "archive", monkeypatch)
     assert len(zoo) > 20  # entries run through many blocks, and their heads over borders
     assert audit(zoo) == sum(len(each.files) for each, _ in zoo) > 150
+
+
+def test_an_entry_with_attributes_in_a_block_that_claims_none_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"data")
+    os.setxattr(tree / "file", "user.colour", b"blue")
+    whole = blocks(tree, tmp_path / "archive", monkeypatch)
+    assert audit(whole) == 2
+    with pytest.raises(ArchiveDamaged, match="has extended attributes, and its block has none"):
+        audit([(replace(each, attributed=0), raw) for each, raw in whole])
 
 
 def cut(whole: Blocks, length: int) -> Blocks:

@@ -94,6 +94,21 @@ def test_everything_is_the_whole_tar_stream(archive: Archive) -> None:
         assert (extract.length, extract.files) == (len(whole), len(tar.getmembers()))
 
 
+def test_an_archive_is_plain_where_its_index_says_of_every_block_that_nothing_has_attributes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(b"data")
+    assert everything(Archive(tree, tmp_path / "one", monkeypatch).index).plain
+    os.setxattr(tree / "file", "user.colour", b"blue")
+    index = Archive(tree, tmp_path / "other", monkeypatch).index
+    assert not everything(index).plain
+    older = gzip.decompress(index).replace(b',"attributed":1', b"").replace(b',"attributed":0', b"")
+    assert not everything(gzip.compress(older)).plain
+    assert not matching(index, "file").plain
+
+
 @pytest.mark.parametrize(
     ("pattern", "wanted"),
     [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import struct
 import subprocess
 import tarfile
 import threading
@@ -549,3 +551,56 @@ def test_killed_at_any_step_of_a_merge_it_is_finished_or_has_not_begun_once_it_i
         pytest.fail("it never came to its end")
     assert outcomes == sorted(outcomes)
     assert 0 < sum(outcomes) < len(outcomes)
+
+
+def posix_acl(*entries: tuple[int, int, int]) -> bytes:
+    """As the extended attribute has it: version 2, then tag, permissions and id."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NOBODY_ID = 0xFFFFFFFF
+EVERYBODY_MAY = posix_acl((1, 7, NOBODY_ID), (2, 7, 4711), (4, 7, NOBODY_ID), (16, 7, NOBODY_ID), (32, 7, NOBODY_ID))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_the_volumes_root_would_have_its_files_inherit_is_not_theirs(
+    volume: Path, tmp_path: Path, plain: bool
+) -> None:
+    source = tmp_path / "without-attributes"
+    source.mkdir()
+    lay(source, NEW)
+    source.chmod(0o750)
+    for attribute in ("system.posix_acl_default", "system.posix_acl_access"):
+        os.setxattr(volume, attribute, EVERYBODY_MAY)
+    restored(volume, packed(source) + GO, plain=plain)
+    assert found(volume) == NEW
+    assert {os.fspath(path): os.listxattr(path) for path in [volume, *volume.rglob("*")] if os.listxattr(path)} == {}
+    assert [path.stat().st_mode & 0o7777 for path in (volume, volume / "e", volume / "e" / "other")] == [
+        path.stat().st_mode & 0o7777 for path in (source, source / "e", source / "e" / "other")
+    ]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_has_arrived_goes_to_the_disk_while_more_arrives_and_a_disk_that_fails_then_is_heard(
+    volume: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(unpack, "_WRITE_OUT", 1)
+    monkeypatch.setattr(unpack, "_PIECE", 512)
+    sync, calls = unpack._sync, 0
+
+    def counted(directory: str) -> None:
+        nonlocal calls
+        calls += 1
+        if fails and calls == 1:
+            raise OSError(errno.EIO, "Input/output error", directory)
+        sync(directory)
+
+    monkeypatch.setattr(unpack, "_sync", counted)
+    if fails:
+        with pytest.raises(OSError, match="Input/output"):
+            restored(volume, stream + GO)
+        assert found(volume) == OLD
+    else:
+        assert restored(volume, stream + GO)[-1] is Word.EXCHANGED
+        assert calls > 1
+        assert found(volume) == NEW
