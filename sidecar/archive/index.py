@@ -214,8 +214,11 @@ def _attributed(document: dict[str, Any]) -> int | None:
 
 
 def _count(rows: list[list[Any]]) -> int:
-    """How many there are. Raises SetInvalid for one that leads out of the volume."""
-    for path, kind, *_, last in rows:
+    """How many there are. Raises SetInvalid for one that leads out of the volume, ValueError for what is no row."""
+    for row in rows:
+        path, kind, last = row[0], row[1], row[-1]
+        if {*map(type, row[2:10])} != {int}:
+            raise ValueError(f"{row!r} holds no numbers")
         for name in (path, last) if kind == Kind.HARD_LINK else (path,):
             if name.startswith("/") or ".." in name:
                 _must_stay_inside(_bytes(name))

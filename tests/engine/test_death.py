@@ -440,5 +440,5 @@ def test_a_terminal_shows_progress_and_ends_with_the_report(sidecar: Sidecar, sh
         code = terminal.wait(120)
         shown = terminal.output.decode()
     assert code == 0, shown
-    assert all(volume in shown for volume in shop.volumes)
+    assert all(volume in shown for volume in shop.volumes), shown
     assert re.search(r"backup-[0-9]{8}_[0-9]{6}", shown)
