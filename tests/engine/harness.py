@@ -8,6 +8,7 @@ container, because the engine's files may be out of our reach (another user, a v
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pty
@@ -15,7 +16,9 @@ import re
 import select
 import shlex
 import shutil
+import struct
 import subprocess
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -537,6 +540,8 @@ class Terminal:
 
     def __enter__(self) -> Terminal:
         self._master, slave = pty.openpty()
+        # Wide enough for our long names: on 80 columns they are folded, or not, as long as a pause is.
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 132, 0, 0))
 
         # The client switches it to raw, so what is typed goes to the process in the container.
         self._process = subprocess.Popen(
