@@ -181,7 +181,9 @@ class Copies:
         signature = signature_of(before)
         old = self.is_settled(before)
         # In the freeze only what was cloned before is: nobody knows how much of another file the disk has yet to write.
-        cloning = known.cloned if known else self._clones is not False and length >= CLONED and not last_readers
+        # What is smaller than a block (network file systems: 1 to 4 MiB) would take the room of one, and is no clone.
+        large = length >= max(CLONED, self.spool.block)
+        cloning = known.cloned if known else self._clones is not False and large and not last_readers
         hashes = known.hashes if known else bytearray()
         room = self._room(known, length, hashes, blocks=cloning)
         ranges = _cut(room, length)

@@ -19,7 +19,7 @@ from sidecar.errors import SetInvalid
 
 FORMAT = 1
 _OFFSET = b'{"offset":'
-_DAMAGES = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DAMAGES = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _WIDEST = 96  # bits: nanoseconds of a 64-bit time
 _Made = TypeVar("_Made")
 COLUMNS = ("path", "type", "size", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "ino", "at", "link")
@@ -217,7 +217,7 @@ def _count(rows: list[list[Any]]) -> int:
     """How many there are. Raises SetInvalid for one that leads out of the volume, ValueError for what is no row."""
     for row in rows:
         path, kind, last = row[0], row[1], row[-1]
-        if {*map(type, row[2:10])} != {int}:
+        if len(row) not in (len(COLUMNS) - 1, len(COLUMNS)) or {*map(type, row[2:10])} != {int}:
             raise ValueError(f"{row!r} holds no numbers")
         for name in (path, last) if kind == Kind.HARD_LINK else (path,):
             if name.startswith("/") or ".." in name:

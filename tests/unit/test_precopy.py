@@ -642,3 +642,12 @@ def test_of_two_names_the_first_one_met_carries_the_data_even_if_another_did_bef
 )
 def test_rounds_go_on_as_long_as_they_pay(written: list[int], seconds: float, more: bool) -> None:
     assert another_round(written, seconds) is more
+
+
+def test_files_smaller_than_a_block_of_the_spools_disk_take_no_more_room_than_they_have(volume: Volume) -> None:
+    volume.copies.spool.block = 4 * MEBIBYTE  # as network file systems say
+    for number in range(10):
+        (volume.root / f"file-{number}").write_bytes(bytes([number]) * 300_000)
+    volume.round()
+    assert volume.copies.spool.end < 2 * 10 * 300_000
+    assert everything(volume.freeze()) == everything(volume.afresh())

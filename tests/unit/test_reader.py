@@ -248,3 +248,12 @@ def test_an_index_that_leads_out_of_the_volume_is_refused_whatever_is_wanted_of_
         everything(index)
     with pytest.raises(SetInvalid, match="leads out of the volume"):
         matching(index, "*")
+
+
+@pytest.mark.parametrize("row", [[], ["a"], ["a", "file", *[0] * 7], ["a", "file", *[0] * 10], {"": 1}])
+def test_an_index_whose_rows_are_no_rows_is_refused_whatever_is_wanted_of_it(row: object) -> None:
+    header = {"format": 1, "kind": "index", "volume": "v", "set": "s", "columns": COLUMNS}
+    block = {"offset": 0, "length": 10, "raw_length": 512, "crc32": "0", "sha256": "x", "files": [row]}
+    index = gzip.compress(b"".join(json.dumps(each).encode() + b"\n" for each in (header, block)))
+    with pytest.raises(SetInvalid, match="is damaged"):
+        everything(index)
