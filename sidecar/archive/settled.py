@@ -45,7 +45,7 @@ class Unstepped:
     have been left alone for as long as the step. A step is known by a second clock, which nobody sets and which runs at
     the same rate (clock_gettime(2): CLOCK_BOOTTIME is slewed with CLOCK_REALTIME). How long ago it was, only the
     readings tell that lie between; until one of them is old enough the step counts. Not seen are steps in the last
-    minute before the first reading.
+    minute before the first reading, and one back that is made good before the next.
     """
 
     def __init__(self, wall_ns: int, steady_ns: int) -> None:
