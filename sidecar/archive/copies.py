@@ -1,8 +1,8 @@
 """The copies of a volume's files in its spool, brought up to date as often as wanted: pre-copy, as in live migration.
 
-Each walk brings every file that it meets: what is settled and has not changed is not read again; of any other file only
-the chunks whose hash has moved are written. While the application runs that is done in rounds, which find less and less
-to write; once more while it is frozen, and the copies are the files.
+Each walk brings every file that it meets: what is settled and has not changed is not read again; any other file is cloned
+where that can be done, and else only the chunks whose hash has moved are written. While the application runs that is
+done in rounds, which find less and less to write; once more while it is frozen, and the copies are the files.
 
 A file's data (holes left out) is one stream, cut into chunks, whatever the file looked like when it was copied before:
 a chunk that holds the same bytes is kept, and any other is written, so that files that grow or shrink and holes that

@@ -281,14 +281,14 @@ def _unpack(root: str, expected: Expected, source: int) -> None:
         finally:
             tar.kill()
             tar.wait()
-    listener.join()
-    if arrived != expected.length and code == 0:
-        raise RestoreFailed(f"the stream ended after {arrived} of {expected.length} bytes", hint="restore again")
-    if code:
-        raise RestoreFailed(
-            f"tar ended with {code}: {'; '.join(words) or 'it gave no reason'}",
-            hint="the volume is as it was; see whether its disk is full or damaged",
-        )
+        listener.join()
+        if arrived != expected.length and code == 0:
+            raise RestoreFailed(f"the stream ended after {arrived} of {expected.length} bytes", hint="restore again")
+        if code:
+            raise RestoreFailed(
+                f"tar ended with {code}: {'; '.join(words) or 'it gave no reason'}",
+                hint="the volume is as it was; see whether its disk is full or damaged",
+            )
     for ours in (STAGING, DONE):
         if os.path.lexists(os.path.join(directory, ours)):
             raise RestoreFailed(f"the archive holds {ours}, which no archive of ours does", hint="verify the set")

@@ -604,3 +604,17 @@ def test_what_has_arrived_goes_to_the_disk_while_more_arrives_and_a_disk_that_fa
         assert restored(volume, stream + GO)[-1] is Word.EXCHANGED
         assert calls > 1
         assert found(volume) == NEW
+
+
+def test_what_tar_says_is_told_also_where_the_disk_fails_meanwhile(
+    volume: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "_WRITE_OUT", 1)
+
+    def fails(directory: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", directory)
+
+    monkeypatch.setattr(unpack, "_sync", fails)
+    with pytest.raises(RestoreFailed, match="This does not look like a tar archive"):
+        restored(volume, b"rubbish" * 1000 + GO)
+    assert found(volume) == OLD
