@@ -1,6 +1,6 @@
 """The copies of a volume's files in its spool, brought up to date as often as wanted: pre-copy, as in live migration.
 
-Each walk brings every file that it meets: what is settled and has not changed is not read again; any other file is cloned
+Each walk brings every file that it meets: what is settled and has not changed is not read again; any other is cloned
 where that can be done, and else only the chunks whose hash has moved are written. While the application runs that is
 done in rounds, which find less and less to write; once more while it is frozen, and the copies are the files.
 
