@@ -36,7 +36,6 @@ _NO_NAMES = bytes(64)  # uname and gname stay empty: a name would be looked up o
 _NAME, _PREFIX, _LINK = 100, 155, 100
 _LARGEST_ID = 0o7777777
 _LARGEST_SIZE = 0o77777777777  # 8 GiB - 1; also the latest mtime (2242)
-_CHECKSUM = 148  # where its 8 bytes begin
 
 _ACL_ATTRIBUTES = {b"system.posix_acl_access": b"SCHILY.acl.access", b"system.posix_acl_default": b"SCHILY.acl.default"}
 _ACL_VERSION = b"\2\0\0\0"
@@ -66,32 +65,38 @@ def head(entry: Entry) -> bytes:
         sparse_keywords = _sparse_keywords(name, signature.size)
         directory, _, base = name.rpartition(b"/")
         name = directory + b"/GNUSparseFile.0/" + base
-    prefix, short_name, extended, long = _names(name, link)
+    prefix, short_name, keywords, long = _names(name, link)
+    extended = b"".join([_pax_record(*each) for each in keywords]) if keywords else b""
     seconds, nanoseconds = divmod(signature.mtime_ns, 1_000_000_000)
     if nanoseconds or not 0 <= seconds <= _LARGEST_SIZE:
-        extended.append((b"mtime", _decimal_time(signature.mtime_ns)))
-    if signature.uid > _LARGEST_ID or signature.gid > _LARGEST_ID:
-        extended += [(b"uid", b"%d" % signature.uid), (b"gid", b"%d" % signature.gid)]
-    if entry.attributes:
-        extended += _attribute_keywords(entry.attributes)
+        extended += _pax_record(b"mtime", _decimal_time(seconds, nanoseconds))
+    uid, gid = signature.uid, signature.gid
+    if uid > _LARGEST_ID or gid > _LARGEST_ID:
+        extended += _pax_record(b"uid", b"%d" % uid) + _pax_record(b"gid", b"%d" % gid)
+        uid, gid = min(uid, _LARGEST_ID), min(gid, _LARGEST_ID)
     # After `path`, because tarfile takes the last of two names.
-    extended += sparse_keywords
+    if entry.attributes or sparse_keywords:
+        rest = _attribute_keywords(entry.attributes) + sparse_keywords
+        extended += b"".join([_pax_record(*each) for each in rest])
 
     header = _header(
         short_name,
         prefix,
         signature.mode & 0o7777,
-        min(signature.uid, _LARGEST_ID),
-        min(signature.gid, _LARGEST_ID),
+        uid,
+        gid,
         size,
         min(max(seconds, 0), _LARGEST_SIZE),
         _TYPE[entry.kind],
         link[:_LINK],
         entry.device,
     )
+    if not extended:
+        return long + header + sparse_map
     # The long records come after the extended header: Python's tarfile lets what comes first have the last word, and
     # a sparse file's GNU.sparse.name must have it.
-    return (_extended(extended) if extended else b"") + long + header + sparse_map
+    length = len(extended)
+    return b"%b%b%b%b%b%b" % (_extended_header(length), extended, bytes(-length % RECORD), long, header, sparse_map)
 
 
 def acl_text(value: bytes) -> bytes:
@@ -114,6 +119,8 @@ def acl_text(value: bytes) -> bytes:
 
 def _names(name: bytes, link: bytes) -> tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]:
     """The header's prefix and name fields, and what carries a name or a target that fits none: keywords, records."""
+    if len(name) <= _NAME and len(link) <= _LINK:
+        return b"", name, [], b""
     keywords = []
     long = b""
     if len(link) > _LINK:
@@ -187,11 +194,15 @@ def _attribute_keywords(attributes: tuple[tuple[bytes, bytes], ...]) -> list[tup
     return keywords
 
 
-def _decimal_time(nanoseconds: int) -> bytes:
-    """Seconds with nine decimals; POSIX counts the fraction away from the sign: -0.5 is half a second before 1970."""
-    sign = b"-" if nanoseconds < 0 else b""
-    seconds, fraction = divmod(abs(nanoseconds), 1_000_000_000)
-    return b"%s%d.%09d" % (sign, seconds, fraction)
+def _decimal_time(seconds: int, nanoseconds: int) -> bytes:
+    """Seconds with nine decimals; POSIX counts the fraction away from the sign: -0.5 is half a second before 1970.
+
+    nanoseconds: after `seconds`, also before 1970.
+    """
+    if seconds < 0 and nanoseconds:
+        sign = b"" if seconds < -1 else b"-"  # -0 is no number
+        return b"%s%d.%09d" % (sign, seconds + 1, 1_000_000_000 - nanoseconds)
+    return b"%d.%09d" % (seconds, nanoseconds)
 
 
 def _sparse_map(extents: tuple[Extent, ...], size: int) -> bytes:
@@ -206,12 +217,6 @@ def _sparse_map(extents: tuple[Extent, ...], size: int) -> bytes:
     return text + bytes(padding(len(text)))
 
 
-def _extended(records: list[tuple[bytes, bytes]]) -> bytes:
-    """The extended header with its data."""
-    data = b"".join([_pax_record(keyword, value) for keyword, value in records])
-    return b"%b%b%b" % (_extended_header(len(data)), data, bytes(-len(data) % RECORD))
-
-
 @lru_cache(maxsize=1024)  # nearly every file has one, and they differ in this length only
 def _extended_header(length: int) -> bytes:
     return _header(b"./PaxHeaders", b"", 0o644, 0, 0, length, 0, _PAX_TYPE, b"", (0, 0))
@@ -219,10 +224,14 @@ def _extended_header(length: int) -> bytes:
 
 def _pax_record(keyword: bytes, value: bytes) -> bytes:
     """`LENGTH KEYWORD=VALUE` and a newline, where LENGTH counts itself."""
-    body = len(keyword) + len(value) + 3  # the blank, "=" and the newline
+    return b"%d %b=%b\n" % (_record_length(len(keyword) + len(value) + 3), keyword, value)
+
+
+@lru_cache(maxsize=1024)
+def _record_length(body: int) -> int:
+    """body: bytes of the keyword and the value, of the blank, "=" and the newline."""
     length = body + len(str(body))
-    length = body + len(str(length))
-    return b"%d %s=%s\n" % (length, keyword, value)
+    return body + len(str(length))
 
 
 def _header(
@@ -237,26 +246,36 @@ def _header(
     link: bytes,
     device: tuple[int, int],
 ) -> bytes:
-    fields = b"%b%07o\0%07o\0%07o\0%b%011o\0        %b%b%b%b%07o\0%07o\0%b" % (
+    begin = b"%b%b%b%011o\0" % (
         name.ljust(_NAME, b"\0"),
-        mode,
-        uid,
-        gid,
+        _owner_fields(mode, uid, gid),
         b"%011o\0" % size if size <= _LARGEST_SIZE else _binary(size),
         mtime,
-        kind,
-        link.ljust(_LINK, b"\0"),
-        _MAGIC,
-        _NO_NAMES,
-        device[0],
-        device[1],
-        prefix,
     )
-    record = fields.ljust(RECORD, b"\0")
-    # The sum of all bytes, with blanks for itself. Adler-32's lower half is 1 + the sum modulo 65,521, and no sum of
-    # 256 bytes comes so far; sum() took half of a small file's time.
-    checksum = (zlib.adler32(record[:256]) & 0xFFFF) + (zlib.adler32(record[256:]) & 0xFFFF) - 2
-    return b"%b%06o\0 %b" % (record[:_CHECKSUM], checksum, record[_CHECKSUM + 8 :])
+    end, its_sum = _last_fields(kind, link, device, prefix)
+    return b"%b%06o\0 %b" % (begin, _sum(begin) + its_sum + 8 * ord(" "), end)  # with blanks for the sum itself
+
+
+def _sum(fields: bytes) -> int:
+    """The sum of all bytes, of 256 at most.
+
+    Adler-32's lower half is 1 + that modulo 65,521, and so many bytes do not come so far; sum() took half of a small
+    file's time.
+    """
+    return (zlib.adler32(fields) & 0xFFFF) - 1
+
+
+@lru_cache(maxsize=256)  # most files of a volume have the same few owners and modes
+def _owner_fields(mode: int, uid: int, gid: int) -> bytes:
+    return b"%07o\0%07o\0%07o\0" % (mode, uid, gid)
+
+
+@lru_cache(maxsize=256)  # of all regular files with short names these are the same
+def _last_fields(kind: bytes, link: bytes, device: tuple[int, int], prefix: bytes) -> tuple[bytes, int]:
+    """What comes behind the checksum, and its sum."""
+    fields = b"%b%b%b%b%07o\0%07o\0%b" % (kind, link.ljust(_LINK, b"\0"), _MAGIC, _NO_NAMES, *device, prefix)
+    fields = fields.ljust(RECORD - 156, b"\0")
+    return fields, _sum(fields[:256]) + _sum(fields[256:])
 
 
 def _binary(size: int) -> bytes:
