@@ -19,7 +19,7 @@ from sidecar.archive.settled import Unstepped
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import Settings
 from sidecar.engine import deadman
-from sidecar.engine.deadman import DeadMan, Watched
+from sidecar.engine.deadman import DeadMan
 from sidecar.engine.docker import connect
 from sidecar.engine.hooks import finish
 from sidecar.engine.journal import Journal
@@ -52,12 +52,9 @@ from sidecar.jobs.recover import sweep
 from sidecar.jobs.restore import (
     RestoreTools,
     Wish,
-    is_decided,
-    owed_volumes,
     preview,
     restore,
     settle_owed,
-    settle_volumes,
     write_tar,
 )
 from sidecar.jobs.scan import Grounds, Searched
@@ -68,6 +65,7 @@ from sidecar.plan import Selection
 from sidecar.report import DrillReport, RestoreReport, RunReport, VerifyReport
 from sidecar.salvage import USUAL_NAME, Place, Salvage
 from sidecar.service.jobs_port import DrillRequest, Jobs, RestoreRequest, RunRequest, Shipped, VerifyRequest
+from sidecar.standby import JOURNAL, STATE
 from sidecar.stores import ebs
 from sidecar.stores.local import LocalStore
 from sidecar.stores.port import Store
@@ -75,8 +73,6 @@ from sidecar.stores.retrying import Retry, RetryingStore, RetryPolicy
 from sidecar.stores.s3 import READ_TIMEOUT, S3Settings, S3Store
 from sidecar.stores.s3_bucket import S3Bucket
 
-STATE = Path("/state")
-_JOURNAL = "journal.json"
 _WHILE_SOMEBODY_WAITS = RetryPolicy(attempts=3, total=10.0, base=0.25, cap=1.0)
 # For a store that has not answered yet, while there is another to write to or to read from.
 _BESIDE_ANOTHER = RetryPolicy(attempts=6, total=15.0, base=0.5, cap=4.0)
@@ -159,21 +155,6 @@ def tar_out(
         write_tar(_wish(request), stores, write, warn, threads=2 * _cores())
 
 
-def stand_by(
-    environ: Mapping[str, str], *, container: str, started_at: str, run: str, lease: float, say: Callable[[str], None]
-) -> None:
-    """Be the dead man of a run. container, started_at: the sidecar's; lease in seconds. Raises EngineError."""
-    engine, journal = connect(environ), Journal(STATE / _JOURNAL)
-
-    def settle() -> None:
-        if volumes := owed_volumes(journal):
-            own = engine.this_container()
-            assert own is not None, "a dead man is a container"
-            settle_volumes(engine, own, volumes, go=is_decided(journal))
-
-    deadman.stand_by(engine, journal, Watched(container, started_at, run), lease=lease, say=say, settle=settle)
-
-
 class _Jobs:
     def __init__(
         self, settings: Settings, emit: Emit, engine: Engine, discovery: Discovery, selection: Selection
@@ -183,7 +164,7 @@ class _Jobs:
         self._engine = engine
         self._discovery = discovery
         self._selection = selection
-        self._journal = Journal(STATE / _JOURNAL)
+        self._journal = Journal(JOURNAL)
         self._names = SetNames(_now, time.sleep)
         self._unstepped = Unstepped(*_clocks_ns())
         self._bare_stores = {name: _store(name, settings) for name in settings.stores}

@@ -636,7 +636,9 @@ def run_daemon(socket: str) -> None:
     # Here, because no other verb needs the engine's and the stores' libraries, which take half a second to load.
     from sidecar import wiring  # noqa: PLC0415
     from sidecar.service.daemon import serve  # noqa: PLC0415
+    from sidecar.service.heap import search_seldom  # noqa: PLC0415
 
+    search_seldom()
     # Not sys.exit: a thread that hangs in a request to a dead server would hold it until Docker kills us.
     os._exit(EXIT_CODES[serve(os.environ, wiring.build_jobs, socket_path=socket)])
 
@@ -649,10 +651,10 @@ def run_daemon(socket: str) -> None:
 @click.option("--debug", is_flag=True)
 def run_dead_man(*, container: str, started_at: str, run: str, lease: float, debug: bool) -> None:
     """Thaw what a run froze if the sidecar's container is no more. The sidecar starts it for each run."""
-    from sidecar import wiring  # noqa: PLC0415 - as above
+    from sidecar import standby  # noqa: PLC0415 - as above
 
     try:
-        wiring.stand_by(os.environ, container=container, started_at=started_at, run=run, lease=lease, say=click.echo)
+        standby.stand_by(os.environ, container=container, started_at=started_at, run=run, lease=lease, say=click.echo)
     except SidecarError as exc:
         if debug:
             traceback.print_exc()

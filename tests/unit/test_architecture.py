@@ -56,12 +56,22 @@ PURE = frozenset(
         "service.leisure",
     ]
 )
-LAYERS = {"durable": 1, "archive": 1, "stores": 1, "engine": 1, "jobs": 2, "service": 3, "cli": 4, "wiring": 4}
+LAYERS = {
+    "durable": 1,
+    "archive": 1,
+    "stores": 1,
+    "engine": 1,
+    "jobs": 2,
+    "service": 3,
+    "cli": 4,
+    "wiring": 4,
+    "standby": 4,
+}
 # Rooms of one layer that know nothing of each other; every arrow that crosses a wall all the same, with its reason.
 WALLS = ("archive", "stores", "engine")
 # What speaks to the real engine and the real stores: built in one place, handed on as what the ports promise.
 ADAPTERS = {
-    "engine.docker": ("wiring",),
+    "engine.docker": ("wiring", "standby"),
     "stores.s3": ("wiring",),
     "stores.s3_bucket": ("wiring",),
     "stores.ebs": ("wiring",),
