@@ -50,7 +50,9 @@ class DeadMan:
     """The sidecar's hold on its dead man, for one run.
 
     It is launched in the background when the block is entered, because a container takes a second to start; `ready` is
-    waited for before anything is frozen; it is removed when the block is left. lease: seconds that one freeze may last.
+    waited for before anything is frozen; when the block is left it is removed, in the background too, because nobody
+    has to wait for that: left alone it would see for itself that it is not needed any more. lease: seconds that one
+    freeze may last.
     state: where the journal lies. Where the engine refuses (a socket proxy that lets no container start) the run goes
     on without one, and says so: emits `deadman_missing`.
     """
@@ -96,9 +98,12 @@ class DeadMan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        threading.Thread(target=self._dismiss, name="dead-man", daemon=True).start()
+
+    def _dismiss(self) -> None:
         self._thread.join()
         if self._launched:
-            with suppress(EngineError):  # it sees for itself that there is nothing left to do
+            with suppress(EngineError):
                 self._engine.remove(self._launched)
 
     def _launch(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,9 @@ def test_a_dead_man_stands_by_before_anything_is_frozen_and_is_gone_after_the_ru
     seen: list[list[str]] = []
     shop.run(follow=lambda progress: seen.append([c.role for c in shop.engine.containers()]))
     assert "deadman" in seen[-1]
+    for thread in threading.enumerate():
+        if thread.name == "dead-man":
+            thread.join()
     assert [c.role for c in shop.engine.containers() if c.role] == ["sidecar"]
     calls = shop.engine.calls
     assert calls.index(("output", "deadman-0")) < next(n for n, call in enumerate(calls) if call[0] == "pause")
