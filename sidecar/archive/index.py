@@ -20,7 +20,8 @@ from sidecar.errors import SetInvalid
 FORMAT = 1
 _OFFSET = b'{"offset":'
 _DAMAGES = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
-_WIDEST = 96  # bits: nanoseconds of a 64-bit time
+_WIDEST = 2**96  # nanoseconds of a 64-bit time
+_KINDS = {kind.value: kind for kind in Kind}
 _Made = TypeVar("_Made")
 COLUMNS = ("path", "type", "size", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "ino", "at", "link")
 
@@ -217,8 +218,9 @@ def _count(rows: list[list[Any]]) -> int:
     """How many there are. Raises SetInvalid for one that leads out of the volume, ValueError for what is no row."""
     for row in rows:
         path, kind, last = row[0], row[1], row[-1]
-        if len(row) not in (len(COLUMNS) - 1, len(COLUMNS)) or {*map(type, row[2:10])} != {int}:
-            raise ValueError(f"{row!r} holds no numbers")
+        if len(row) not in (len(COLUMNS) - 1, len(COLUMNS)):
+            raise ValueError(f"{row!r} is no row")
+        _require_numbers(row)
         for name in (path, last) if kind == Kind.HARD_LINK else (path,):
             if name.startswith("/") or ".." in name:
                 _must_stay_inside(_bytes(name))
@@ -236,14 +238,20 @@ def _data_crc32(document: dict[str, Any]) -> tuple[int, ...] | None:
 
 def _file(row: list[Any]) -> IndexedFile:
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, ino, at, *link = row
+    _require_numbers(row)
     signature = Signature(ino, size, mode, uid, gid, mtime_ns, ctime_ns)
-    if any(type(number) is not int or number.bit_length() > _WIDEST for number in (*signature, at)):
-        raise ValueError(f"{row!r} holds no numbers")
-    file = IndexedFile(_bytes(path), Kind(kind), signature, at, _bytes(link[0]) if link else b"")
+    file = IndexedFile(_bytes(path), _KINDS[kind], signature, at, _bytes(link[0]) if link else b"")
     _must_stay_inside(file.path)
     if file.kind is Kind.HARD_LINK:
         _must_stay_inside(file.link)
     return file
+
+
+def _require_numbers(row: list[Any]) -> None:
+    """Raises ValueError for a row with anything but numbers of a sane width where these belong."""
+    numbers = row[2:10]
+    if {*map(type, numbers)} != {int} or not -_WIDEST < min(numbers) <= max(numbers) < _WIDEST:
+        raise ValueError(f"{row!r} holds no numbers")
 
 
 def _must_stay_inside(path: bytes) -> None:

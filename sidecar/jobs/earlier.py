@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 
 from sidecar import sets
 from sidecar.archive.index import IndexedBlock
-from sidecar.archive.reader import read_blocks, read_lines
-from sidecar.errors import ArchiveDamaged, ObjectMissing, SidecarError, StoreError
+from sidecar.archive.reader import read_lines
+from sidecar.errors import ArchiveDamaged, EarlierDamaged, ObjectMissing, SetInvalid, SidecarError, StoreError
 from sidecar.jobs.catalogue import documents_of_sets, read_document, read_manifest
-from sidecar.jobs.download import described_archive, proven_index
+from sidecar.jobs.download import proven_index
 from sidecar.stores.port import Store, Stored
 
 _OLDEST = 10  # sets that are looked through for a volume; what is in none of them has long been something else
@@ -28,8 +28,20 @@ class Earlier:
     index: bytes
 
     def blocks(self) -> Iterator[tuple[bytes, IndexedBlock]]:
-        """Its blocks, each with its line. Raises SetInvalid."""
-        return read_lines(self.index)
+        """Its blocks, each with its line. Raises EarlierDamaged where the index is not what it seemed to be."""
+        length = raw_length = 0
+        try:
+            for line, each in read_lines(self.index):
+                length += each.block.length
+                raw_length += each.block.raw_length
+                yield line, each
+        except SetInvalid as error:
+            raise self._damaged(error.message, error.hint) from error
+        if (length, raw_length) != (self.volume.archive.size, self.volume.raw_bytes):
+            raise self._damaged(f"it tells of {length} bytes, and the manifest of {self.volume.archive.size}")
+
+    def _damaged(self, why: str, hint: str = "`verify` says what is wrong with the older sets") -> EarlierDamaged:
+        return EarlierDamaged(f"the index of {self.volume.volume} in set {self.set} cannot be used: {why}", hint=hint)
 
     def is_due(self, now: datetime, every: timedelta, boot: str) -> bool:
         """Whether all of the volume has to be read again, whatever its files look like.
@@ -56,7 +68,7 @@ class EarlierSets:
         """The newest archive of a volume; None where there is none yet.
 
         Raises SidecarError where there is one that cannot be used: its store does not answer, or it is not what its
-        index and its manifest say.
+        manifest says.
         """
         for name in self._newest():
             manifest = self._manifest(name)
@@ -66,10 +78,8 @@ class EarlierSets:
         return None
 
     def _described(self, manifest: sets.Manifest, volume: sets.SetVolume) -> Earlier:
-        first, *others = self._stores.values()
-        index = proven_index(first, volume)
-        stored = {first.name: described_archive(first, volume, (each.block for each in read_blocks(index)))}
-        stored |= {store.name: store.head(volume.archive.key) for store in others}
+        index = proven_index(next(iter(self._stores.values())), volume)
+        stored = {store.name: store.head(volume.archive.key) for store in self._stores.values()}
         for store in self._stores.values():
             self._refuse_damaged(store, manifest.set)
             found = stored[store.name]

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -475,12 +476,42 @@ def test_a_file_that_differs_under_its_old_signature_makes_the_run_partial_and_i
     assert [fields["volume"] for fields in shop.of("file_differs")] == ["db"]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_an_index_that_turns_out_to_be_forged_when_it_is_used_costs_a_reading_and_is_told(
+    shop: Shop, full: bool
+) -> None:
+    """Before it is used its rows are only looked over."""
+    first = shop.run()
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+
+    def forge(document: dict[str, Any]) -> None:
+        document["files"][0][1] = "no such kind"
+
+    _forge(bucket, str(first.set), "db", forge)
+    next_day(shop)
+    second = shop.run(full=full)
+    assert_whole(shop, second)
+    assert reused(second)["db"] == 0
+    (fields,) = shop.of("group_begun_anew")
+    assert f"the index of db in set {first.set} cannot be used" in fields["error"]
+
+
 def _lie_about(bucket: Bucket, set_name: str, volume: str) -> None:
     """Have the index tell of other contents of one file: as if the disk had changed it since."""
+
+    def lie(document: dict[str, Any]) -> None:
+        document["data_crc32"][0] = f"{int(document['data_crc32'][0], 16) ^ 1:08x}"
+
+    _forge(bucket, set_name, volume, lie)
+
+
+def _forge(bucket: Bucket, set_name: str, volume: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the first block's line of an index, and what the manifest says of that."""
     key = f"{set_name}/{volume}.index.jsonl.gz"
     lines = gzip.decompress(bucket.data(key)).splitlines()
     document = json.loads(lines[1])
-    document["data_crc32"][0] = f"{int(document['data_crc32'][0], 16) ^ 1:08x}"
+    change(document)
     lines[1] = json.dumps(document, separators=(",", ":")).encode()
     data = gzip.compress(b"\n".join(lines) + b"\n")
     bucket.alter(key, data)
