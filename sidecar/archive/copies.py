@@ -45,6 +45,17 @@ _MOST_ROUNDS = 6
 _LITTLE = 8 * 1024 * 1024  # bytes: written in a few milliseconds
 _SHRINKS = 0.7  # of the round before, or another one would not become shorter
 _LONG = 300.0  # seconds
+_SOON = 1.0
+_SOON_WHERE_ALL_IS_SETTLED = 10.0
+
+
+def is_first_round(written: int, seconds: float) -> bool:
+    """Whether a live pass that took so long counts as a round; after a longer one much may have changed. Pure.
+
+    written: bytes of hot files that it has copied. A round costs a walk over all names; and where nobody has written
+    anything for a minute, few begin just now.
+    """
+    return seconds < (_SOON if written else _SOON_WHERE_ALL_IS_SETTLED)
 
 
 def another_round(written: Sequence[int], seconds: float) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sidecar import sets
 from sidecar.archive.capture import Capture
-from sidecar.archive.copies import another_round
+from sidecar.archive.copies import another_round, is_first_round
 from sidecar.archive.spool import SpoolSpace
 from sidecar.config import StageFault
 from sidecar.engine.deadman import DeadMan
@@ -48,8 +48,6 @@ from sidecar.plan import Group, Plan, PlannedVolume
 from sidecar.report import RunReport, rfc3339
 from sidecar.stores.parts import strictest
 from sidecar.stores.port import Store
-
-_SHORT = 1.0  # seconds
 
 
 class SetNames:
@@ -284,9 +282,10 @@ class _Run:
         Raises SpoolFull, Interrupted, StoreError.
         """
         began = self._tools.now()
-        # A live pass that was over at once was the first round; after a long one much may have changed.
-        is_round = (began - self._pass_began).total_seconds() < _SHORT and all(each.can_reuse for each in volumes)
-        written = [sum(volume.written for volume in volumes)] if is_round else []
+        hot = sum(volume.written for volume in volumes)
+        passed = (began - self._pass_began).total_seconds()
+        is_round = is_first_round(hot, passed) and all(each.can_reuse for each in volumes)
+        written = [hot] if is_round else []
         while volumes and another_round(written, (self._tools.now() - began).total_seconds()):
             volumes = self._round(group, volumes)
             if not written:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from sidecar.archive import filesystem, settled
 from sidecar.archive.capture import precopy
-from sidecar.archive.copies import CHUNK, another_round
+from sidecar.archive.copies import CHUNK, another_round, is_first_round
 from sidecar.archive.entry import Kind
 from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
 from tests.disks import mounted
@@ -651,3 +651,13 @@ def test_files_smaller_than_a_block_of_the_spools_disk_take_no_more_room_than_th
     volume.round()
     assert volume.copies.spool.end < 2 * 10 * 300_000
     assert everything(volume.freeze()) == everything(volume.afresh())
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds", "counts"),
+    [(0, 0.5, True), (0, 9.0, True), (0, 11.0, False), (1, 0.5, True), (1, 1.5, False), (10**9, 0.5, True)],
+)
+def test_a_live_pass_is_a_round_if_it_was_short_for_what_the_volume_does(
+    written: int, seconds: float, counts: bool
+) -> None:
+    assert is_first_round(written, seconds) is counts
