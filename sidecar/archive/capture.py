@@ -99,15 +99,17 @@ def _files(descent: _Descent, path: list[bytes]) -> Iterator[os.stat_result]:
     while descent.levels:
         level = descent.levels[-1]
         for name, kind in level.names:
-            path[0] = level.prefix + os.fsencode(name)
+            path[0] = level.prefix + _encoded(name)
             if kind is Kind.DIRECTORY and descent.enter(name, path[0]):
                 break
             if kind is not Kind.FILE:
                 continue
-            with suppress(FileNotFoundError):
+            try:
                 status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    yield status
+            except FileNotFoundError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                yield status
         else:
             descent.leave()
 
@@ -338,6 +340,7 @@ class _Walk:
         self._readers = readers
         self._pool = pool
         self.packer = packer
+        self._afresh = packer is not None and pool is not None and pool.is_empty  # a first backup: all must be opened
         self._device = -1
         self._last = readers is not None
         self._gone = _REPLACED if self._last else _PASSING
@@ -392,18 +395,7 @@ class _Walk:
     def _regular(self, directory: int, name: str) -> None:
         path = self.path
         try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if status.st_nlink > 1 and (first := self._first_names.get((status.st_dev, status.st_ino))):
-                self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(status), first))
-                return
-            if self._pool and self._is_pooled(path, status):
-                if status.st_nlink > 1:
-                    self._first_name(status)
-                return
-            if entry := self._copies.unchanged(status, last=self._last):
-                if status.st_nlink > 1:
-                    self._first_name(status)
-                self.capture.files.append(entry if entry.path == path else entry._replace(path=path))
+            if not self._afresh and self._is_known(directory, name):
                 return
             descriptor = os.open(name, _OPEN_FILE, dir_fd=directory)
         except OSError as exc:
@@ -423,6 +415,22 @@ class _Walk:
         finally:
             os.close(descriptor)
 
+    def _is_known(self, directory: int, name: str) -> bool:
+        """Whether this file need not be opened, because it is in the archive as a link, in a block, or in the spool."""
+        path = self.path
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if status.st_nlink > 1 and (first := self._first_names.get((status.st_dev, status.st_ino))):
+            self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(status), first))
+            return True
+        if not (self._pool and self._is_pooled(path, status)):
+            entry = self._copies.unchanged(status, last=self._last)
+            if entry is None:
+                return False
+            self.capture.files.append(entry if entry.path == path else entry._replace(path=path))
+        if status.st_nlink > 1:
+            self._first_name(status)
+        return True
+
     def _is_pooled(self, path: bytes, status: os.stat_result) -> bool:
         """Whether a block of the pool holds this file; that it has been met is noted there."""
         assert self._pool is not None
@@ -437,10 +445,12 @@ class _Walk:
         """Read an open regular file into a block or into the spool."""
         path = self.path
         attributes = _attributes(descriptor)
-        if self.packer and self._copies.is_settled(before):
-            number = fingerprint_of(path, before)
-            if self.packer.add(descriptor, before, path, attributes, number, self._read):
-                return
+        if (
+            self.packer
+            and self._copies.is_settled(before)
+            and self.packer.add(descriptor, before, signature_of(before), path, attributes, self._read)
+        ):
+            return
         entry, still = self._copies.bring(descriptor, before, path, attributes, self._read, self._readers)
         if not still:
             self.capture.changed.append(path)

@@ -17,10 +17,10 @@ from isal import isal_zlib
 
 from sidecar.archive import index
 from sidecar.archive.blocks import TARGET, BlockPlan, Continuation, is_large
-from sidecar.archive.copies import extents_of, same, signature_of
-from sidecar.archive.entry import Entry, Extent, Kind
+from sidecar.archive.copies import extents_of, same
+from sidecar.archive.entry import Entry, Kind, Signature
 from sidecar.archive.member import Member, make_member
-from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, contiguous
+from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, contiguous, fingerprint
 from sidecar.archive.records import head, padding
 
 _DAY_NS = 86_400 * 10**9
@@ -95,27 +95,26 @@ class Packer:
         self,
         descriptor: int,
         before: os.stat_result,
+        signature: Signature,
         path: bytes,
         attributes: tuple[tuple[bytes, bytes], ...],
-        number: Fingerprint,
         read: Callable[[int], None],
     ) -> bool:
         """Read an open regular file of the status `before` into a block; False if it did not stand still.
 
-        number: its fingerprint. read: told bytes as they are read; raises to stop. Raises OSError of the volume, what
+        signature: as in `before`. read: told bytes as they are read; raises to stop. Raises OSError of the volume, what
         `send` raises.
         """
         extents = extents_of(descriptor, before)
-        signature = signature_of(before)
         entry = Entry(path, Kind.FILE, signature, b"", attributes, (0, 0), extents)
         records = head(entry)
         if len(records) > _LARGEST_HEAD:
             return False
-        runs = (Extent(0, before.st_size),) if extents is None else extents
+        runs = ((0, before.st_size),) if extents is None else extents
         length = entry.data_length
-        age = self._ages[self._age_of(max(signature.mtime_ns, signature.ctime_ns))]
+        age = self._ages[bisect_left(_AGES, self._synced_ns - max(signature.mtime_ns, signature.ctime_ns))]
         if is_large(len(records), length, TARGET):
-            return self._add_large(age, entry, records, runs, descriptor, before, number, read)
+            return self._add_large(age, entry, records, runs, descriptor, before, read)
         if age.block is not None and age.block.plan.raw_length + len(records) + length > TARGET:
             self._close(age, is_last=True)
         block, buffer = self._open(age)
@@ -126,22 +125,21 @@ class Packer:
         filled = start
         whole = True
         for offset, run in runs:
-            if not run:
-                continue
-            view = buffer[filled : filled + run]
-            whole = whole and _fill(descriptor, view, offset)
-            crc32 = isal_zlib.crc32(view, crc32)
-            filled += run
-            read(run)
+            if run:
+                view = buffer[filled : filled + run]
+                whole = whole and _fill(descriptor, view, offset)
+                crc32 = isal_zlib.crc32(view, crc32)
+                filled += run
+        read(length)
         if not whole or not same(os.fstat(descriptor), before):
             return False  # the next file overwrites what was read
-        buffer[at:start] = records
         end = filled + padding(length)
+        buffer[at:start] = records
         buffer[filled:end] = bytes(end - filled)
         plan.entries.append((entry, at))
         plan.raw_length = end
         block.crc32.append(crc32)
-        self._done(block.chain, path, number, crc32, length)
+        self._done(block.chain, entry, crc32, length)
         return True
 
     def drain(self) -> None:
@@ -168,25 +166,22 @@ class Packer:
             future.cancel()
         self._under_way.clear()
 
-    def _age_of(self, touched_ns: int) -> int:
-        return bisect_left(_AGES, self._synced_ns - touched_ns)
-
-    def _done(self, chain: Chain, path: bytes, number: Fingerprint, crc32: int, length: int) -> None:
+    def _done(self, chain: Chain, entry: Entry, crc32: int, length: int) -> None:
+        number = fingerprint(entry.path, entry.signature)
         self.bytes_read += length
         self._pool.expect(chain, number)
         chain.seen += number
-        if self._recorded.get(number, crc32) != crc32:
-            self._differs(path)
+        if self._recorded and self._recorded.get(number, crc32) != crc32:
+            self._differs(entry.path)
 
     def _add_large(
         self,
         age: _Age,
         entry: Entry,
         records: bytes,
-        runs: Sequence[Extent],
+        runs: Sequence[tuple[int, int]],
         descriptor: int,
         before: os.stat_result,
-        number: Fingerprint,
         read: Callable[[int], None],
     ) -> bool:
         """A file that fills blocks of its own, one after another."""
@@ -221,7 +216,7 @@ class Packer:
         whole = whole and same(os.fstat(descriptor), before)
         first.crc32.append(crc32)
         if whole:
-            self._done(chain, entry.path, number, crc32, stored)
+            self._done(chain, entry, crc32, stored)
         chain.fallen = not whole
         self._close(age, is_last=True)
         return whole
@@ -323,7 +318,7 @@ def _fill(descriptor: int, view: memoryview, offset: int) -> bool:
     return True
 
 
-def _pieces(runs: Sequence[Extent]) -> Iterator[tuple[int, int]]:
+def _pieces(runs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     for offset, length in runs:
         for start in range(0, length, _SLICE):
             yield offset + start, min(_SLICE, length - start)

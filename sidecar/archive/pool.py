@@ -109,6 +109,11 @@ class Pool:
         """How many numbers of parts are taken."""
         return self._parts
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no file."""
+        return not self._known
+
     def load(self, blocks: Iterable[tuple[bytes, IndexedBlock]]) -> None:
         """Take the blocks of an earlier archive whose files were settled when it was made, as lines of its index.
 
