@@ -34,7 +34,7 @@ start_sink() { # an S3 server that throws away what it gets, as sink:8333 on the
     until docker exec "$mark-sink" python3 -c 'import socket; socket.create_connection(("sink", 8333))' 2>/dev/null; do sleep 0.2; done
 }
 
-start_host() { # start_host NAME OPTION...: aws, tar, pigz, restic, python3; OPTIONs of docker run mount volumes
+start_host() { # start_host NAME OPTION...: aws, tar, pigz, restic, python3; OPTIONs of docker run mount volumes; /machine is this machine's /usr
     if ! docker image inspect local/bench-peers >/dev/null 2>&1; then
         printf '%s\n' 'FROM local/demo-host' \
             'RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends restic pigz && rm -rf /var/lib/apt/lists/*' \
@@ -42,38 +42,52 @@ start_host() { # start_host NAME OPTION...: aws, tar, pigz, restic, python3; OPT
         build_image local/bench-peers "$work"
     fi
     docker run --detach --init --name "$mark-$1" --network "$mark" "${s3[@]}" --env AWS_DEFAULT_REGION=us-east-1 \
-        --env RESTIC_REPOSITORY=s3:http://s3:8333/bench/restic --env RESTIC_PASSWORD=bench "${@:2}" \
+        --env RESTIC_REPOSITORY=s3:http://s3:8333/bench/restic --env RESTIC_PASSWORD=bench --volume /usr:/machine:ro "${@:2}" \
         local/bench-peers sleep infinity >/dev/null
 }
 
 on_host() { docker exec --interactive "$mark-host" bash -euo pipefail -c "$@"; }
 
-fill_small() { # fill_small VOLUME_PATH FILES: small files of about 6.5 kB; half of their bytes can be compressed away
+fill_small() { # fill_small VOLUME_PATH FILES: small files (64 KiB at most) as this machine has them in /usr, in folders of 500
     docker exec --interactive "$mark-host" python3 - "$@" <<'FILL'
 import os, random, sys
 top, files = sys.argv[1], int(sys.argv[2])
-numbers = random.Random(1)
+found = []
+for at, folders, names in os.walk("/machine"):
+    folders.sort()
+    for name in sorted(names):
+        path = os.path.join(at, name)
+        if not os.path.islink(path) and os.path.isfile(path) and os.path.getsize(path) <= 64 * 1024:
+            found.append(path)
+random.Random(1).shuffle(found)
 for number in range(files):
     folder = f"{top}/{number // 500:04d}"
     os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/{number:06d}", "wb") as file:
-        file.write(numbers.randbytes(numbers.choice((50, 1_000, 3_000, 9_000))).hex().encode())
+    with open(found[number % len(found)], "rb") as source, open(f"{folder}/{number:06d}", "wb") as file:
+        file.write(source.read())
+        if number >= len(found):  # a machine with fewer: no file twice
+            file.write(b"%d\n" % number)
 FILL
 }
 
-fill_large() { # fill_large VOLUME_PATH MB: shared libraries, and as many large files as are missing
+fill_large() { # fill_large VOLUME_PATH MB: shared libraries of this machine; where it has fewer, other bytes in their place
     docker exec --interactive "$mark-host" python3 - "$@" <<'FILL'
 import os, random, shutil, sys
-top, large = sys.argv[1], int(sys.argv[2]) * 10**6
+top, left = sys.argv[1], int(sys.argv[2]) * 10**6
 numbers = random.Random(1)
-shutil.copytree("/usr/lib", f"{top}/lib", symlinks=True)
-size = sum(os.lstat(os.path.join(at, name)).st_size for at, _, names in os.walk(top) for name in names)
-number = 0
-while size < large:
+found = []
+for at, folders, names in os.walk("/machine"):
+    found += [path for name in names if ".so" in name and not os.path.islink(path := os.path.join(at, name))]
+for path in sorted(found):
+    if left > 0:
+        os.makedirs(f"{top}/{os.path.dirname(path)}", exist_ok=True)
+        shutil.copy2(path, f"{top}/{path}")
+        left -= os.path.getsize(path)
+for number in range(-(-left // 2**26)):
+    print(f"{left / 1e6:.0f} MB of {sys.argv[2]} are no shared libraries", file=sys.stderr)
     with open(f"{top}/file-{number}", "wb") as file:
-        for _ in range(min(64, (large - size) // 2**20 + 1)):
-            size += file.write(numbers.randbytes(2**19).hex().encode())
-    number += 1
+        for _ in range(min(64, left // 2**20 + 1)):
+            left -= file.write(numbers.randbytes(2**19).hex().encode())
 FILL
 }
 
@@ -84,6 +98,11 @@ start_sidecar() { # start_sidecar IMAGE VOLUME,VOLUME [SERVER]: backs these up t
         --volume "$mark-state:/state" --env BACKUP_SCHEDULE=off --env BACKUP_GUARD=off --env S3_BACKUP_BUCKET=bench \
         --env "AWS_ENDPOINT_URL_S3=http://${3:-s3}:8333" --env "BACKUP_INCLUDE=$2" --env 'BACKUP_EXCLUDE=/*' "$1" >/dev/null
     until docker exec "$mark-backup" status >/dev/null 2>&1; do sleep 0.2; done
+}
+
+warm() { # 3 GB of memory are taken and given back. Where a hypervisor takes what is free, whoever writes first pays for its
+    # return, a volume of 500 MB with 1 s of system time; and who that is, is chance
+    python3 -c 'import mmap; memory = mmap.mmap(-1, 3000 << 20); [memory.write(bytes(1 << 20)) for _ in range(3000)]'
 }
 
 seconds() { # seconds COMMAND...: how long it takes; what it prints is left in $work/said
