@@ -23,7 +23,7 @@ from sidecar.archive import filesystem
 from sidecar.archive.copies import READERS, Copies, same, signature_of
 from sidecar.archive.entry import Entry, Kind, kind_of
 from sidecar.archive.packer import Packer
-from sidecar.archive.pool import Chain, Pool, fingerprint_of
+from sidecar.archive.pool import Chain, Pool, fingerprint
 from sidecar.archive.settled import keeps_times, settled
 from sidecar.archive.spool import Spool
 from sidecar.errors import SidecarError, VolumeUnavailable, VolumeUnreadable
@@ -356,12 +356,13 @@ class _Walk:
         with closing(_Descent(os.open(".", _OPEN_DIRECTORY, dir_fd=top))) as descent:
             while descent.levels:
                 level = descent.levels[-1]
+                prefix, directory = level.prefix, level.descriptor
                 for number, (name, kind) in enumerate(level.names):
-                    if number % _TELL_EVERY_ENTRIES == 0:
+                    if not number % _TELL_EVERY_ENTRIES:
                         self._tell()
-                    self.path = level.prefix + _encoded(name)
+                    self.path = prefix + _encoded(name)
                     if kind is Kind.FILE:
-                        self._regular(level.descriptor, name)
+                        self._regular(directory, name)
                     elif kind is not Kind.DIRECTORY:
                         self._special(level, name)
                     elif descent.enter(name, self.path):
@@ -395,8 +396,15 @@ class _Walk:
     def _regular(self, directory: int, name: str) -> None:
         path = self.path
         try:
-            if not self._afresh and self._is_known(directory, name):
-                return
+            if not self._afresh:
+                status = os.lstat(name, dir_fd=directory)
+                if status.st_nlink > 1 and (first := self._first_names.get((status.st_dev, status.st_ino))):
+                    self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(status), first))
+                    return
+                if (self._pool and self._pool.meet(path, status, self._device)) or self._is_copied(status):
+                    if status.st_nlink > 1:
+                        self._first_name(status)
+                    return
             descriptor = os.open(name, _OPEN_FILE, dir_fd=directory)
         except OSError as exc:
             if exc.errno in self._gone:
@@ -415,31 +423,12 @@ class _Walk:
         finally:
             os.close(descriptor)
 
-    def _is_known(self, directory: int, name: str) -> bool:
-        """Whether this file need not be opened, because it is in the archive as a link, in a block, or in the spool."""
-        path = self.path
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if status.st_nlink > 1 and (first := self._first_names.get((status.st_dev, status.st_ino))):
-            self.capture.others.append(Entry(path, Kind.HARD_LINK, signature_of(status), first))
-            return True
-        if not (self._pool and self._is_pooled(path, status)):
-            entry = self._copies.unchanged(status, last=self._last)
-            if entry is None:
-                return False
-            self.capture.files.append(entry if entry.path == path else entry._replace(path=path))
-        if status.st_nlink > 1:
-            self._first_name(status)
-        return True
-
-    def _is_pooled(self, path: bytes, status: os.stat_result) -> bool:
-        """Whether a block of the pool holds this file; that it has been met is noted there."""
-        assert self._pool is not None
-        number = fingerprint_of(path, status)
-        chain = self._pool.chain_of(number)
-        if chain is None or status.st_dev != self._device:
-            return False
-        chain.seen += number
-        return True
+    def _is_copied(self, status: os.stat_result) -> bool:
+        """Whether the spool holds this file, and known without reading it."""
+        entry = self._copies.unchanged(status, last=self._last)
+        if entry is not None:
+            self.capture.files.append(entry if entry.path == self.path else entry._replace(path=self.path))
+        return entry is not None
 
     def _take(self, descriptor: int, before: os.stat_result) -> None:
         """Read an open regular file into a block or into the spool."""
@@ -476,7 +465,7 @@ class _Walk:
             try:
                 before = os.fstat(descriptor)
                 is_link = before.st_nlink > 1 and self._first_name(before)  # it is in the archive as a link to that
-                is_packed = self._pool.chain_of(fingerprint_of(path, before))  # by now, into another block
+                is_packed = self._pool.holds(fingerprint(path, signature_of(before)))  # by now, into another block
                 if stat.S_ISREG(before.st_mode) and not is_link and not is_packed:
                     self._take(descriptor, before)
             finally:

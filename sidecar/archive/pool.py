@@ -35,22 +35,6 @@ def fingerprint(path: bytes, signature: Signature) -> Fingerprint:
     return hash((path, *signature))
 
 
-def fingerprint_of(path: bytes, status: stat_result) -> Fingerprint:
-    """As `fingerprint`, of a status."""
-    return hash(
-        (
-            path,
-            status.st_ino,
-            status.st_size,
-            status.st_mode,
-            status.st_uid,
-            status.st_gid,
-            status.st_mtime_ns,
-            status.st_ctime_ns,
-        )
-    )
-
-
 class PooledBlock(NamedTuple):
     """A block that is there. line: of an index, in the pool's spool; files: entries that begin in it."""
 
@@ -158,10 +142,30 @@ class Pool:
         for chain in self._chains():
             chain.seen = 0
 
-    def chain_of(self, number: Fingerprint) -> Chain | None:
-        """The chain that holds a file of this number, while it stands."""
+    def meet(self, path: bytes, status: stat_result, device: int) -> bool:
+        """Note that a walk has met this file; whether a block holds it. device: the volume's own."""
+        number = hash(  # as `fingerprint` has it, without making a signature
+            (
+                path,
+                status.st_ino,
+                status.st_size,
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+            )
+        )
         chain = self._known.get(number)
-        return None if chain is None or chain.fallen else chain
+        if chain is None or chain.fallen or status.st_dev != device:
+            return False
+        chain.seen += number
+        return True
+
+    def holds(self, number: Fingerprint) -> bool:
+        """Whether a block that stands holds a file of this number."""
+        chain = self._known.get(number)
+        return chain is not None and not chain.fallen
 
     def fallen(self) -> list[Chain]:
         """After a walk: the chains that have fallen since the last time. Their files are in no block any more."""
