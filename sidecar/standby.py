@@ -9,6 +9,7 @@ from sidecar.engine import deadman
 from sidecar.engine.deadman import Watched
 from sidecar.engine.docker import connect
 from sidecar.engine.journal import Journal
+from sidecar.jobs.restore import is_decided, owed_volumes, settle_volumes
 
 STATE = Path("/state")
 JOURNAL = STATE / "journal.json"
@@ -21,8 +22,6 @@ def stand_by(
     engine, journal = connect(environ), Journal(JOURNAL)
 
     def settle() -> None:
-        from sidecar.jobs.restore import is_decided, owed_volumes, settle_volumes  # noqa: PLC0415 - hardly ever needed
-
         if volumes := owed_volumes(journal):
             own = engine.this_container()
             assert own is not None, "a dead man is a container"

@@ -1,4 +1,4 @@
-"""The one place that builds the real engine and the real stores, and hands them to the jobs."""
+"""Builds the real engine and the real stores, and hands them to the jobs; for the dead man `standby` does so."""
 
 from __future__ import annotations
 

@@ -46,16 +46,18 @@ _LITTLE = 8 * 1024 * 1024  # bytes: written in a few milliseconds
 _SHRINKS = 0.7  # of the round before, or another one would not become shorter
 _LONG = 300.0  # seconds
 _SOON = 1.0
-_SOON_WHERE_ALL_IS_SETTLED = 10.0
+_SOON_WHERE_ALL_IS_SETTLED = 3.0
+_SOON_READ = 512 * 1024 * 1024
 
 
-def is_first_round(written: int, seconds: float) -> bool:
-    """Whether a live pass that took so long counts as a round; after a longer one much may have changed. Pure.
+def is_first_round(written: int, size: int, seconds: float) -> bool:
+    """Whether a live pass that took `seconds` was the first round; after a longer one much may have changed. Pure.
 
-    written: bytes of hot files that it has copied. A round costs a walk over all names; and where nobody has written
-    anything for a minute, few begin just now.
+    written: bytes of hot files that it has copied, of `size` in all. A round costs a walk over all names. Where nobody
+    has written anything for a minute it is not worth that, unless much would have to be read inside the freeze after
+    all: a scheduled run and the application's own jobs may begin at the same full hour.
     """
-    return seconds < (_SOON if written else _SOON_WHERE_ALL_IS_SETTLED)
+    return seconds < (_SOON if written or size > _SOON_READ else _SOON_WHERE_ALL_IS_SETTLED)
 
 
 def another_round(written: Sequence[int], seconds: float) -> bool:

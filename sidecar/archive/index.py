@@ -195,7 +195,7 @@ def _block(document: dict[str, Any]) -> Block:
         _number(document["length"]),
         _number(document["raw_length"]),
         int(document["crc32"], 16),
-        document["sha256"],
+        bytes.fromhex(document["sha256"]).hex(),
     )
 
 
@@ -218,9 +218,8 @@ def _count(rows: list[list[Any]]) -> int:
     """How many there are. Raises SetInvalid for one that leads out of the volume, ValueError for what is no row."""
     for row in rows:
         path, kind, last = row[0], row[1], row[-1]
-        if len(row) not in (len(COLUMNS) - 1, len(COLUMNS)):
-            raise ValueError(f"{row!r} is no row")
-        _require_numbers(row)
+        if len(row) not in (len(COLUMNS) - 1, len(COLUMNS)) or {*map(type, row[2:10])} != {int}:
+            raise ValueError(f"{row!r} holds no numbers")
         for name in (path, last) if kind == Kind.HARD_LINK else (path,):
             if name.startswith("/") or ".." in name:
                 _must_stay_inside(_bytes(name))
@@ -238,20 +237,15 @@ def _data_crc32(document: dict[str, Any]) -> tuple[int, ...] | None:
 
 def _file(row: list[Any]) -> IndexedFile:
     path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, ino, at, *link = row
-    _require_numbers(row)
+    numbers = row[2:10]
+    if {*map(type, numbers)} != {int} or not -_WIDEST < min(numbers) <= max(numbers) < _WIDEST:
+        raise ValueError(f"{row!r} holds no numbers")
     signature = Signature(ino, size, mode, uid, gid, mtime_ns, ctime_ns)
     file = IndexedFile(_bytes(path), _KINDS[kind], signature, at, _bytes(link[0]) if link else b"")
     _must_stay_inside(file.path)
     if file.kind is Kind.HARD_LINK:
         _must_stay_inside(file.link)
     return file
-
-
-def _require_numbers(row: list[Any]) -> None:
-    """Raises ValueError for a row with anything but numbers of a sane width where these belong."""
-    numbers = row[2:10]
-    if {*map(type, numbers)} != {int} or not -_WIDEST < min(numbers) <= max(numbers) < _WIDEST:
-        raise ValueError(f"{row!r} holds no numbers")
 
 
 def _must_stay_inside(path: bytes) -> None:

@@ -102,8 +102,16 @@ class Pool:
         """Take the blocks of an earlier archive whose files were settled when it was made, as lines of its index.
 
         They are candidates: `choose` makes parts of those that a walk has left standing. Of all others, too, it is
-        known which bytes they are: see `origin_of`. Raises what the iteration raises, SpoolFull.
+        known which bytes they are: see `origin_of`. Raises what the iteration raises, SpoolFull; then
+        it is empty again.
         """
+        try:
+            self._load(blocks)
+        except BaseException:
+            self._known, self._earlier, self._there = {}, [], {}
+            raise
+
+    def _load(self, blocks: Iterable[tuple[bytes, IndexedBlock]]) -> None:
         chain: Chain | None = None
         for line, indexed in blocks:
             self._there[indexed.block.sha256] = Range(indexed.block.offset, indexed.block.length)

@@ -51,8 +51,8 @@ class DeadMan:
 
     It is launched in the background when the block is entered, because a container takes a second to start; `ready` is
     waited for before anything is frozen; when the block is left it is removed, in the background too, because nobody
-    has to wait for that: left alone it would see for itself that it is not needed any more. lease: seconds that one
-    freeze may last.
+    has to wait for that. One that cannot be removed stands by until the sidecar's container ends. lease: seconds that
+    one freeze may last.
     state: where the journal lies. Where the engine refuses (a socket proxy that lets no container start) the run goes
     on without one, and says so: emits `deadman_missing`.
     """
@@ -98,7 +98,10 @@ class DeadMan:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        threading.Thread(target=self._dismiss, name="dead-man", daemon=True).start()
+        try:
+            threading.Thread(target=self._dismiss, name="dead-man", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._dismiss()
 
     def _dismiss(self) -> None:
         self._thread.join()

@@ -31,6 +31,7 @@ from sidecar.errors import (
     EngineSilent,
     Interrupted,
     ReuseFailed,
+    SetInvalid,
     SidecarError,
     StoreError,
     VolumeUnavailable,
@@ -272,7 +273,12 @@ class _Run:
                 earlier = self._earlier_of(volume) if volume.can_reuse and self._reuse else None
                 now = self._tools.now()
                 is_full = self._full or earlier is None or earlier.is_due(now, self._tools.full_every, self._tools.boot)
-                volume.pack(earlier, is_full=is_full, read=self._counter("copying", volume.planned, volume.size))
+                try:
+                    volume.take_over(earlier, is_full=is_full)
+                except SetInvalid as error:
+                    self._refuse(volume, error)
+                    volume.take_over(None, is_full=True)
+                volume.pack(self._counter("copying", volume.planned, volume.size))
                 packed.append(volume)
         return packed
 
@@ -284,7 +290,8 @@ class _Run:
         began = self._tools.now()
         hot = sum(volume.written for volume in volumes)
         passed = (began - self._pass_began).total_seconds()
-        is_round = is_first_round(hot, passed) and all(each.can_reuse for each in volumes)
+        size = sum(volume.size for volume in volumes)
+        is_round = is_first_round(hot, size, passed) and all(each.can_reuse for each in volumes)
         written = [hot] if is_round else []
         while volumes and another_round(written, (self._tools.now() - began).total_seconds()):
             volumes = self._round(group, volumes)
@@ -433,9 +440,12 @@ class _Run:
         try:
             return self._earlier.find(name)
         except SidecarError as error:
-            tell = self.ledger.warn if isinstance(error, DAMAGE) else self.ledger.event
-            tell("reuse_refused", volume=name, error=error.message, hint=error.hint)
+            self._refuse(volume, error)
             return None
+
+    def _refuse(self, volume: VolumeBackup, error: SidecarError) -> None:
+        tell = self.ledger.warn if isinstance(error, DAMAGE) else self.ledger.event
+        tell("reuse_refused", volume=volume.planned.volume.name, error=error.message, hint=error.hint)
 
     def _paused_ms(self) -> float:
         return self._frozen.paused_ms if self._frozen else 0.0

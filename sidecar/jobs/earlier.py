@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sidecar import sets
 from sidecar.archive.index import IndexedBlock
 from sidecar.archive.reader import read_lines
-from sidecar.errors import ArchiveDamaged, EarlierDamaged, ObjectMissing, SetInvalid, SidecarError, StoreError
+from sidecar.errors import ArchiveDamaged, ObjectMissing, SetInvalid, SidecarError, StoreError
 from sidecar.jobs.catalogue import documents_of_sets, read_document, read_manifest
 from sidecar.jobs.download import proven_index
 from sidecar.stores.port import Store, Stored
@@ -28,20 +28,19 @@ class Earlier:
     index: bytes
 
     def blocks(self) -> Iterator[tuple[bytes, IndexedBlock]]:
-        """Its blocks, each with its line. Raises EarlierDamaged where the index is not what it seemed to be."""
+        """Its blocks, each with its line; hearsay until the iteration is over. Raises SetInvalid."""
         length = raw_length = 0
-        try:
-            for line, each in read_lines(self.index):
-                length += each.block.length
-                raw_length += each.block.raw_length
-                yield line, each
-        except SetInvalid as error:
-            raise self._damaged(error.message, error.hint) from error
-        if (length, raw_length) != (self.volume.archive.size, self.volume.raw_bytes):
-            raise self._damaged(f"it tells of {length} bytes, and the manifest of {self.volume.archive.size}")
-
-    def _damaged(self, why: str, hint: str = "`verify` says what is wrong with the older sets") -> EarlierDamaged:
-        return EarlierDamaged(f"the index of {self.volume.volume} in set {self.set} cannot be used: {why}", hint=hint)
+        for line, each in read_lines(self.index):
+            length += each.block.length
+            raw_length += each.block.raw_length
+            yield line, each
+        wanted = (self.volume.archive.size, self.volume.raw_bytes)
+        if (length, raw_length) != wanted:
+            raise SetInvalid(
+                f"the index of {self.volume.volume} in set {self.set} tells of {length} bytes, {raw_length} unpacked, "
+                f"and the manifest of {wanted[0]}, {wanted[1]} unpacked",
+                hint=f"`verify {self.set}` says what is wrong with it",
+            )
 
     def is_due(self, now: datetime, every: timedelta, boot: str) -> bool:
         """Whether all of the volume has to be read again, whatever its files look like.

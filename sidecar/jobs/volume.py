@@ -88,6 +88,7 @@ class VolumeBackup:
         self._parcels: list[Parcel] = []
         self._pool: Pool | None = None
         self._earlier: Earlier | None = None
+        self._recorded: dict[Fingerprint, int] = {}
         self._packed = 0
         self._differing: list[bytes] = []
 
@@ -120,19 +121,32 @@ class VolumeBackup:
         key = sets.archive_key(self._set_name, self._name)
         self._parcels = [each.begin(key, self._expected) for each in self._consignments]
 
-    def pack(self, earlier: Earlier | None, *, is_full: bool, read: Callable[[int], None]) -> None:
+    def take_over(self, earlier: Earlier | None, *, is_full: bool) -> None:
+        """Let `pack` have the blocks of the earlier archive. is_full: only to compare with it what is read.
+
+        Raises SetInvalid for an index that is not what it seemed to be: then nothing is taken over, and another may be.
+        """
+        if self._copies.synced_ns is None:
+            return
+        if self._pool is None:
+            self._pool = Pool(self._undo.enter_context(self._space.new(self._name, ".pool")))
+        if earlier and is_full:
+            self._recorded = _recorded(earlier)
+        elif earlier:
+            self._pool.load(earlier.blocks())
+            self._earlier = earlier
+
+    def pack(self, read: Callable[[int], None]) -> None:
         """The live pass: what holds still goes into blocks in the stores, what is hot into the spool.
 
-        Blocks of the earlier archive are copied inside the stores; other settled files are packed and sent. is_full:
-        read everything, and compare it with the earlier index. Does nothing where nothing can be settled.
+        Blocks of the earlier archive are copied inside the stores; other settled files are packed and sent. Does
+        nothing where nothing can be settled.
         """
         synced_ns = self._copies.synced_ns
         if synced_ns is None:
             return
-        self._pool = Pool(self._undo.enter_context(self._space.new(self._name, ".pool")))
-        self._earlier = None if is_full else earlier
+        assert self._pool is not None
         if self._earlier:
-            self._pool.load(self._earlier.blocks())
             for each, parcel in zip(self._consignments, self._parcels, strict=True):
                 if each.alive:
                     parcel.reuse(self._earlier.stored[each.store.name])
@@ -148,7 +162,7 @@ class VolumeBackup:
                 level=self._compression.level,
                 executor=executor,
                 threads=threads,
-                recorded=_recorded(earlier) if earlier and is_full else {},
+                recorded=self._recorded,
                 differs=self._differing.append,
             )
             try:

@@ -6,8 +6,6 @@ import ctypes
 import gc
 
 _libc = ctypes.CDLL(None)
-
-
 _NEW_OBJECTS = 20_000  # a few MB
 
 
@@ -17,16 +15,18 @@ def search_seldom() -> None:
     A walk makes some tuples for each file, and no cycle: with Python's own settings looking for some took a fifteenth
     of a first backup of small files.
     """
+    gc.collect()
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS)
 
 
 def give_back() -> None:
-    """Let the kernel have what the allocator keeps for the next block.
+    """Let the kernel have what the allocator keeps for the next block, and what only cycles still hold.
 
     It keeps up to 200 MB, because asking the kernel anew for every block of 8 MiB cost a tenth of a backup's processor
     time. Does nothing where the C library is not glibc (malloc_trim(3)).
     """
+    gc.collect()  # what a run that failed leaves behind holds buffers, and is too little to be searched for by itself
     trim = getattr(_libc, "malloc_trim", None)
     if trim:
         trim(0)

@@ -654,10 +654,19 @@ def test_files_smaller_than_a_block_of_the_spools_disk_take_no_more_room_than_th
 
 
 @pytest.mark.parametrize(
-    ("written", "seconds", "counts"),
-    [(0, 0.5, True), (0, 9.0, True), (0, 11.0, False), (1, 0.5, True), (1, 1.5, False), (10**9, 0.5, True)],
+    ("written", "size", "seconds", "counts"),
+    [
+        (0, 10**6, 0.5, True),
+        (0, 10**6, 2.5, True),
+        (0, 10**6, 3.5, False),
+        (0, 10**9, 0.5, True),
+        (0, 10**9, 2.5, False),
+        (1, 10**6, 0.5, True),
+        (1, 10**6, 1.5, False),
+        (10**9, 10**9, 0.5, True),
+    ],
 )
-def test_a_live_pass_is_a_round_if_it_was_short_for_what_the_volume_does(
-    written: int, seconds: float, counts: bool
+def test_a_live_pass_is_a_round_if_little_can_have_changed_since_it_began(
+    written: int, size: int, seconds: float, counts: bool
 ) -> None:
-    assert is_first_round(written, seconds) is counts
+    assert is_first_round(written, size, seconds) is counts
