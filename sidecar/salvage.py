@@ -42,7 +42,8 @@ class Finding:
     """One thing that may be recovered.
 
     where: the store's or the engine's place. time: of what could be recovered, or None. size in bytes, None where not
-    known; at_least: there is more. volumes: whose data. commands: in this order. note: what else to know.
+    known; at_least: there is more. volumes: whose data. commands: in this order. note: what else to know. second: of a
+    set, that any other is to be preferred: it is known to be damaged, or is what a restore replaced.
     """
 
     kind: Kind
@@ -55,6 +56,7 @@ class Finding:
     note: str = ""
     at_least: bool = False
     home: str = ""
+    second: bool = False
 
     def as_json(self, now: datetime) -> dict[str, Any]:
         """As `scan --json` has it; now: for its age."""
@@ -68,7 +70,7 @@ class Finding:
             "bytes": self.size,
             "at_least": self.at_least,
             "volumes": list(self.volumes),
-            "proven": self.kind is Kind.SET,
+            "proven": _is_proven(self),
             "commands": list(self.commands),
             "note": self.note,
         }
@@ -140,6 +142,7 @@ class Laid:
     name: str
     archives: dict[str, int] = field(default_factory=dict)
     manifest: bool = False
+    marks: bool = False
 
     @property
     def path(self) -> str:
@@ -161,6 +164,8 @@ class Sightings:
         laid = self.laid.setdefault((home, name), Laid(home, name))
         if document == sets.MANIFEST:
             laid.manifest = True
+        elif document == sets.MARKS:
+            laid.marks = True
         elif document.endswith(_ARCHIVE):
             laid.archives[document.removesuffix(_ARCHIVE)] = size
 
@@ -227,9 +232,15 @@ def quoted(text: str) -> str:
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def set_finding(place: Place, laid: Laid, manifest: sets.Manifest | None) -> Finding:
-    """A set; manifest: None where it was not read. What it names and the store does not hold is not offered."""
-    notes = []
+def set_finding(place: Place, laid: Laid, manifest: sets.Manifest | None, damaged: str = "") -> Finding:
+    """A set; manifest: None where it was not read. What it names and the store does not hold is not offered.
+
+    damaged: why it is known to be.
+    """
+    notes = [f"it is known to be damaged: {damaged}; volumes of it may be whole"] if damaged else []
+    replaced = manifest.tags.get(sets.PRE_RESTORE, "") if manifest else ""
+    if replaced:
+        notes.append(f"it holds what a restore of {replaced} replaced")
     volumes = dict(laid.archives)
     if manifest is None:
         notes.append("its manifest was not read")
@@ -241,13 +252,16 @@ def set_finding(place: Place, laid: Laid, manifest: sets.Manifest | None) -> Fin
             notes.append(f"it was made without {', '.join(missing)}")
     return Finding(
         Kind.SET,
-        f"{_whose(place, laid.home, manifest)} {laid.name}" + (f", {manifest.outcome}" if manifest else ""),
+        f"{_whose(place, laid.home, manifest)} {laid.name}"
+        + (", DAMAGED" if damaged else f", {manifest.outcome}" if manifest else "")
+        + (", of what a restore replaced" if replaced else ""),
         place.location,
         sets.set_time(laid.name),
         sum(volumes.values()),
         tuple(sorted(volumes)),
         *_way_back(place, laid, sorted(volumes), notes),
         home=laid.home,
+        second=bool(damaged or replaced),
     )
 
 
@@ -453,7 +467,7 @@ class Salvage:
         return "partial" if self.unseen else "good" if self.newest() else "not_found"
 
     def newest(self) -> dict[str, Finding]:
-        """Volume -> the newest finding that would bring it back: a set, where there is one."""
+        """Volume -> the newest finding that would bring it back: a set, where there is one that is no second choice."""
         best: dict[str, Finding] = {}
         for finding in self.findings:
             for volume in finding.volumes if finding.commands else ():
@@ -466,7 +480,7 @@ class Salvage:
     def conclusion(self) -> str:
         """One or two sentences."""
         newest = self.newest()
-        proven = {volume: finding for volume, finding in newest.items() if finding.kind is Kind.SET}
+        proven = {volume: finding for volume, finding in newest.items() if _is_proven(finding)}
         unproven = {volume: finding for volume, finding in newest.items() if volume not in proven}
         said = []
         if proven:
@@ -497,8 +511,12 @@ class Salvage:
         }
 
 
+def _is_proven(finding: Finding) -> bool:
+    return finding.kind is Kind.SET and not finding.second
+
+
 def _worth(finding: Finding) -> tuple[bool, float]:
-    return finding.kind is Kind.SET, finding.time.timestamp() if finding.time else 0.0
+    return _is_proven(finding), finding.time.timestamp() if finding.time else 0.0
 
 
 def _moment(time: datetime | None) -> str | None:
@@ -522,4 +540,6 @@ def _some(texts: Sequence[str], most: int = 6) -> str:
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The surest first, then the newest."""
     kinds = list(Kind)
-    return tuple(sorted(findings, key=lambda f: (kinds.index(f.kind), -(f.time.timestamp() if f.time else 0.0))))
+    return tuple(
+        sorted(findings, key=lambda f: (kinds.index(f.kind), f.second, -(f.time.timestamp() if f.time else 0.0)))
+    )

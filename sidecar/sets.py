@@ -20,6 +20,8 @@ from sidecar.report import Outcome, Reason, rfc3339
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
+PRE_RESTORE = "pre-restore"
 RECOVER = "RECOVER.txt"
 MARKS = "marks.json"
 OWNER = "owner.json"

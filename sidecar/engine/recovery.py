@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from sidecar.engine.journal import Entry, Intent, Journal
 from sidecar.engine.port import HUNG, Engine
@@ -37,6 +38,7 @@ def recover(
     if not intents and not damage:
         return ()
     thawed = _thaw_all(engine, intents, clock=clock, sleep=sleep)
+    thawed += _start_late(engine, intents, clock=clock, sleep=sleep)
     paused = _paused(engine) if damage else ()
     if thawed or not paused:
         emit(
@@ -87,8 +89,10 @@ def thaw_owed(
     while True:
         thawed += _thaw_all(engine, intents, clock=clock, sleep=sleep, ours=ours)
         if clock() >= until or not ours():
-            return tuple(dict.fromkeys(thawed))
+            break
         sleep(PAUSE_BETWEEN)
+    thawed += _start_late(engine, intents, clock=clock, sleep=sleep, ours=ours)
+    return tuple(dict.fromkeys(thawed))
 
 
 def _read(journal: Journal) -> tuple[Entry | None, JournalUnreadable | None]:
@@ -139,6 +143,41 @@ def _thaw_all(
             raise thaw_failed([(intent.name or intent.id[:12], intent.action, why) for intent, why in stuck.items()])
         sleep(PAUSE_BETWEEN)
         intents = tuple(stuck)
+
+
+def _start_late(
+    engine: Engine,
+    intents: Sequence[Intent],
+    *,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    ours: Callable[[], bool] = lambda: True,
+) -> tuple[str, ...]:
+    """Start again who was told to stop and takes the time that its owner grants it: a stop cannot be taken back.
+
+    Nobody can see whether one that still runs was told; so it is looked at for as long. The names of those started.
+    """
+    stops = [intent for intent in intents if intent.action is Quiesce.STOP]
+    began = clock()
+    thawed: list[str] = []
+    while stops:
+        late = any(clock() < began + LANDING + seconds for seconds in _granted(engine, stops))
+        thawed += _thaw_all(engine, stops, clock=clock, sleep=sleep, ours=ours)  # after that look: it may have ended
+        if not late or not ours():
+            break
+        sleep(PAUSE_BETWEEN)
+    return tuple(thawed)
+
+
+def _granted(engine: Engine, stops: Sequence[Intent]) -> list[float]:
+    """The seconds that each may take to stop which still runs as it did when the run meant to stop it."""
+    granted = []
+    for intent in stops:
+        with suppress(EngineError):
+            found = engine.container(intent.id, patience=HUNG)
+            if found.running and intent.started_at in ("", found.started_at):
+                granted.append(float(found.stop_timeout))
+    return granted
 
 
 def _put_back(engine: Engine, intent: Intent, ours: Callable[[], bool]) -> str:

@@ -21,8 +21,6 @@ from sidecar.plan import nearest
 from sidecar.report import Outcome
 from sidecar.stores.port import MEBIBYTE, Store
 
-# The tag of a set that a restore had made of what it replaced; its value is the set that was restored.
-PRE_RESTORE = "pre-restore"
 MAKE_ONE = "`run-now` makes one"
 
 _WORST_FIRST = list(reversed(Outcome))
@@ -55,7 +53,8 @@ class Catalogue:
         damaged while there are others. Raises NotFound with the nearest names, NoSets, SetInvalid.
         """
         if name == "latest":
-            newest = [each for _, each in sorted(self.manifests.items(), reverse=True) if PRE_RESTORE not in each.tags]
+            made = [each for _, each in sorted(self.manifests.items(), reverse=True)]
+            newest = [each for each in made if sets.PRE_RESTORE not in each.tags]
             of_all = [each for each in newest if not each.named]
             having = [each for each in newest if {v.volume for v in each.volumes} >= set(volumes)]
             if found := (having if volumes else of_all) or newest:

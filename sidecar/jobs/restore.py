@@ -38,14 +38,14 @@ from sidecar.errors import (
 )
 from sidecar.events import Emit, Follow, Progress
 from sidecar.jobs import delivery
-from sidecar.jobs.catalogue import PRE_RESTORE, Catalogue, answered
+from sidecar.jobs.catalogue import Catalogue, answered
 from sidecar.jobs.delivery import Delivery, Wanted, settle
 from sidecar.jobs.download import find_archive, proven_index, tar_stream
 from sidecar.model import Container, Quiesce
 from sidecar.plan import can_reach
 from sidecar.report import Outcome, Reason, RestoredVolume, RestoreReport, RunReport, worst
 from sidecar.restoration import RestoredFrom, RestorePlan, make_restore_plan
-from sidecar.sets import SetVolume
+from sidecar.sets import PRE_RESTORE, SetVolume
 from sidecar.stores.port import Store
 
 # In the journal: `{"set", "volumes", "go"}`, whose helpers may have left something behind; go: all are to be exchanged.

@@ -168,7 +168,20 @@ class _Search:
             self.findings.append(set_finding(place, laid, None))
             self._failed(place, f"{place.location}/{key}", error)
             return
-        self.findings.append(set_finding(place, laid, manifest))
+        self.findings.append(set_finding(place, laid, manifest, self._damage(searched, laid) if laid.marks else ""))
+
+    def _damage(self, searched: Searched, laid: Laid) -> str:
+        """Why a set is known to be damaged; empty where it is not."""
+        key = f"{laid.path}/{sets.MARKS}"
+        try:
+            return sets.Marks.from_json(read_document(searched.whole, key), where=key).damaged
+        except ObjectMissing:
+            return ""
+        except SetInvalid as error:
+            self.unseen.append(Unseen(f"{searched.place.location}/{key}", error.message, error.hint))
+        except StoreError as error:
+            self._failed(searched.place, f"{searched.place.location}/{key}", error)
+        return ""
 
     def deleted(self, place: Place, bucket: Bucket) -> None:
         """What lies below delete markers, and versions that were overwritten."""

@@ -31,7 +31,7 @@ from sidecar.errors import (
     SidecarError,
 )
 from sidecar.events import Emit, Follow, Progress
-from sidecar.jobs.catalogue import PRE_RESTORE, documents_of_sets, read_manifest
+from sidecar.jobs.catalogue import documents_of_sets, read_manifest
 from sidecar.jobs.download import Fetched, described_archive, proven_blocks, proven_index
 from sidecar.jobs.marks import mark
 from sidecar.jobs.ownership import Claimant
@@ -322,7 +322,7 @@ def _latest(found: Mapping[str, list[Store]]) -> str | None:
             manifest = read_manifest(found[set_name][0], set_name)
         except SidecarError:
             return set_name  # whatever is wrong with it is for the verification to say
-        if PRE_RESTORE not in manifest.tags:
+        if sets.PRE_RESTORE not in manifest.tags:
             if not manifest.named:
                 return set_name
             of_some = of_some or set_name

@@ -139,6 +139,25 @@ def test_a_pause_that_lands_after_the_death_is_thawed_too(scene: Scene) -> None:
     assert scene.engine.state("db") is ContainerState.RUNNING
 
 
+@pytest.mark.parametrize("seconds", [1.0, 4.0, 11.0])
+def test_who_was_told_to_stop_and_takes_its_time_is_started_again(scene: Scene, seconds: float) -> None:
+    """The engine kills it after ten seconds, whoever asked for that."""
+    intent = Intent(scene.db.id, "db", Quiesce.STOP, scene.db.started_at, scene.db.pid)
+    scene.journal.begin(run=RUN, group="shop", frozen=[intent])
+    scene.engine.kill("backup")
+    scene.then = {seconds: lambda: scene.engine.stop("db", timeout=10)}
+    assert scene.stand_by() == ["db"]
+    assert scene.engine.state("db") is ContainerState.RUNNING
+
+
+def test_who_was_to_be_stopped_and_never_told_runs_on(scene: Scene) -> None:
+    intent = Intent(scene.db.id, "db", Quiesce.STOP, scene.db.started_at, scene.db.pid)
+    scene.journal.begin(run=RUN, group="shop", frozen=[intent])
+    scene.engine.kill("backup")
+    assert scene.stand_by() == []
+    assert scene.engine.container("db").started_at == scene.db.started_at
+
+
 @pytest.mark.parametrize("moment", [0.1, 0.25, 0.3, 1.0, 3.0])
 def test_what_the_next_run_freezes_while_the_dead_man_of_the_last_one_still_looks_stays_frozen(
     scene: Scene, moment: float

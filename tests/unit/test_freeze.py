@@ -925,6 +925,20 @@ def test_recovery_thaws_exactly_what_a_killed_run_froze(bench: Bench) -> None:
     assert bench.events == [("recovered", {"run": "r", "group": "g", "containers": ["db", "web"], "damaged": False})]
 
 
+def test_recovery_starts_who_was_told_to_stop_and_takes_its_time(bench: Bench) -> None:
+    db = bench.app("db", quiesce="stop")
+    bench.journal.begin(run="run-1", group="shop", frozen=[Intent(db.id, "db", Quiesce.STOP, db.started_at, db.pid)])
+
+    def sleep(seconds: float) -> None:
+        bench.clock.sleep(seconds)
+        if bench.clock() > 109 and bench.engine.container("db").started_at == db.started_at:
+            bench.engine.stop("db", timeout=10)
+
+    assert recover(bench.journal, bench.engine, bench.emit, clock=bench.clock, sleep=sleep) == ("db",)
+    assert bench.engine.state("db") is RUNNING
+    assert bench.journal.read() is None
+
+
 def test_recovery_without_a_journal_does_nothing_and_says_nothing(bench: Bench) -> None:
     bench.app("users-own")
     bench.engine.pause("users-own")

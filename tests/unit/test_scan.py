@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from sidecar.model import Mount
 from sidecar.plan import Selection
 from sidecar.report import Outcome
 from sidecar.salvage import Finding, Kind, Place, Salvage, Unseen
-from sidecar.sets import Manifest, SetVolume, StoredObject
+from sidecar.sets import How, Manifest, Marks, SetVolume, StoredObject, Verified
 from sidecar.stores.bucket import Version
 from sidecar.stores.local import LocalStore
 from sidecar.stores.memory import MemoryStore
@@ -36,7 +36,12 @@ OLD, NEW = "backup-20260101_030000", "backup-20260102_030000"
 
 
 def put_set(
-    store: MemoryStore | LocalStore, home: str, name: str, *volumes: str, manifest: bytes | None = None
+    store: MemoryStore | LocalStore,
+    home: str,
+    name: str,
+    *volumes: str,
+    manifest: bytes | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
     """A set as a sidecar writes it; with another manifest, or (b"") without one."""
     path = f"{home}/{name}".lstrip("/")
@@ -59,9 +64,9 @@ def put_set(
         )
         for v in volumes
     )
-    document = Manifest(name, "2026-01-02T03:00:00Z", Outcome.GOOD, "docker-9", "E", "0", stored).to_json()
+    made = Manifest(name, "2026-01-02T03:00:00Z", Outcome.GOOD, "docker-9", "E", "0", stored, tags=tags or {})
     if manifest != b"":
-        store.put(f"{path}/manifest.json", manifest or document)
+        store.put(f"{path}/manifest.json", manifest or made.to_json())
 
 
 @dataclass
@@ -179,6 +184,37 @@ def test_sets_of_this_host_of_others_and_anywhere_in_the_bucket_are_found(loss: 
         ]
     )
     assert loss.scan().newest()["web"].what == f"set {NEW}, good"
+
+
+def test_a_set_that_is_known_to_be_damaged_or_that_a_restore_replaced_is_not_the_one_to_restore(loss: Loss) -> None:
+    oldest = "backup-20251231_030000"
+    put_set(loss.store, "p/me", oldest, "db")
+    put_set(loss.store, "p/me", OLD, "db")
+    marks = Marks(verified=Verified("2026-01-02T04:00:00Z", How.FULL, Outcome.FAILED, "a flipped bit"))
+    loss.store.put(f"p/me/{OLD}/marks.json", marks.to_json())
+    put_set(loss.store, "p/me", NEW, "db", tags={"pre-restore": oldest})
+
+    salvage = loss.scan()
+
+    assert [each.what for each in salvage.findings] == [
+        f"set {oldest}, good",
+        f"set {NEW}, good, of what a restore replaced",
+        f"set {OLD}, DAMAGED",
+    ]
+    assert [each.as_json(NOW)["proven"] for each in salvage.findings] == [True, False, False]
+    assert f"of {oldest} replaced" in salvage.findings[1].note
+    assert "a flipped bit" in salvage.findings[2].note
+    assert salvage.newest()["db"].what == f"set {oldest}, good"
+    assert NEW not in salvage.conclusion
+    assert OLD not in salvage.conclusion
+
+
+def test_marks_that_cannot_be_read_are_said(loss: Loss) -> None:
+    put_set(loss.store, "p/me", NEW, "db")
+    loss.store.put(f"p/me/{NEW}/marks.json", b"{")
+    salvage = loss.scan()
+    assert [each.what for each in salvage.findings] == [f"set {NEW}, good"]
+    assert any(f"{NEW}/marks.json" in each.place for each in salvage.unseen)
 
 
 def test_a_directory_is_searched_as_a_bucket_is(loss: Loss, tmp_path: Path) -> None:
