@@ -429,6 +429,38 @@ def how_to_die(sidecar: Sidecar, how: str) -> None:
         docker("rm", "--force", sidecar.name)
 
 
+@pytest.mark.parametrize("how", ["process", "kill"])
+def test_killed_while_one_takes_its_time_to_stop_it_is_started_again(sidecar: Sidecar, shop: Shop, how: str) -> None:
+    """The engine kills it after ten seconds, whether or not whoever asked for that still lives."""
+    deaf = ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]
+    slow = shop.machine.run("restore-slow", deaf, "--volume", f"{shop.more}:/more")
+    try:
+        began = inspect(slow)["State"]["StartedAt"]
+        lived_since = inspect(sidecar.name)["State"]["StartedAt"]
+        run = begin(sidecar)
+        wait_until(partial(is_at_it, shop, run), "they stop", every=0.001)
+        how_to_die(sidecar, how)
+        assert run.end().code != 0
+        assert inspect(slow)["State"]["StartedAt"] == began  # or it has not taken its time
+
+        def runs_again() -> bool:
+            state = inspect(slow)["State"]
+            return bool(state["Running"] and state["StartedAt"] != began)
+
+        wait_until(runs_again, "it has been stopped, and started again", timeout=45)
+        wait_until(shop.is_running, "so has the other", timeout=45)
+        if how == "kill":
+            sidecar.start()
+        else:
+            wait_until(partial(lives_since_another_time, sidecar, lived_since), "the sidecar has come back")
+        sidecar.wait_ready()
+        assert_nothing_is_left(sidecar, shop)
+    finally:
+        shop.machine.remove(slow)
+    restore(sidecar)
+    shop.assert_is(shop.wanted)
+
+
 def test_killed_at_random_moments_all_volumes_are_old_or_all_new_all_run_and_the_same_command_finishes(
     sidecar: Sidecar, shop: Shop, capsys: pytest.CaptureFixture[str]
 ) -> None:
