@@ -17,16 +17,15 @@ def search_seldom() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.set_threshold(_NEW_OBJECTS, 5, 5)
 
 
 def give_back() -> None:
-    """Let the kernel have what the allocator keeps for the next block, and what only cycles still hold.
+    """Let the kernel have what the allocator keeps for the next block.
 
     It keeps up to 200 MB, because asking the kernel anew for every block of 8 MiB cost a tenth of a backup's processor
     time. Does nothing where the C library is not glibc (malloc_trim(3)).
     """
-    gc.collect()  # what a run that failed leaves behind holds buffers, and is too little to be searched for by itself
     trim = getattr(_libc, "malloc_trim", None)
     if trim:
         trim(0)
