@@ -195,7 +195,7 @@ def _block(document: dict[str, Any]) -> Block:
         _number(document["length"]),
         _number(document["raw_length"]),
         int(document["crc32"], 16),
-        bytes.fromhex(document["sha256"]).hex(),
+        _hash(document["sha256"]),
     )
 
 
@@ -252,6 +252,12 @@ def _must_stay_inside(path: bytes) -> None:
     """No walk over a volume finds such a path: whoever wrote it wants to get at something else. Raises SetInvalid."""
     if path.startswith(b"/") or (b".." in path and b".." in path.split(b"/")):
         raise SetInvalid(f"the index names {path!r}, which leads out of the volume", hint="do not trust this set")
+
+
+def _hash(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a hash")
+    return value
 
 
 def _number(value: object) -> int:
