@@ -70,39 +70,20 @@ for number in range(files):
 FILL
 }
 
-fill_large() { # fill_large VOLUME_PATH MB: shared libraries of this machine; where it has fewer, other bytes in their place
-    docker exec --interactive "$mark-host" python3 - "$@" <<'FILL'
-import os, random, shutil, sys
-top, left = sys.argv[1], int(sys.argv[2]) * 10**6
-numbers = random.Random(1)
-found = []
-for at, folders, names in os.walk("/machine"):
-    libraries = [os.path.join(at, name) for name in names if name.endswith(".so") or ".so." in name]
-    found += [path for path in libraries if os.path.isfile(path) and not os.path.islink(path)]
-for path in sorted(found):
-    if left > 0:
-        os.makedirs(f"{top}/{os.path.dirname(path)}", exist_ok=True)
-        shutil.copy2(path, f"{top}/{path}")
-        left -= os.path.getsize(path)
-if left > 0:
-    print(f"{left / 1e6:.0f} MB of {sys.argv[2]} are no shared libraries", file=sys.stderr)
-for number in range(-(-left // 2**26)):
-    with open(f"{top}/file-{number}", "wb") as file:
-        for _ in range(min(64, left // 2**20 + 1)):
-            left -= file.write(numbers.randbytes(2**19).hex().encode())
-FILL
-}
+fill_large() { fill_from_machine "$@" libraries; } # fill_large VOLUME_PATH MB: shared libraries of this machine
+fill_mix() { fill_from_machine "$@" everything; }  # fill_mix VOLUME_PATH MB: all files of this machine's /usr, large and small
 
-fill_mix() { # fill_mix VOLUME_PATH MB: all files of this machine's /usr, large ones and small ones, and other bytes where it has fewer
+fill_from_machine() { # fill_from_machine VOLUME_PATH MB libraries|everything; other bytes where this machine has fewer
     docker exec --interactive "$mark-host" python3 - "$@" <<'FILL'
 import os, random, shutil, sys
-top, left = sys.argv[1], int(sys.argv[2]) * 10**6
+top, left, which = sys.argv[1], int(sys.argv[2]) * 10**6, sys.argv[3]
 numbers = random.Random(1)
 for at, folders, names in os.walk("/machine"):
     folders.sort()
-    for name in names:
+    for name in sorted(names):
         path = os.path.join(at, name)
-        if left > 0 and not os.path.islink(path) and os.path.isfile(path):
+        is_wanted = which == "everything" or name.endswith(".so") or ".so." in name
+        if left > 0 and is_wanted and os.path.isfile(path) and not os.path.islink(path):
             os.makedirs(f"{top}/{at}", exist_ok=True)
             shutil.copy2(path, f"{top}/{path}")
             left -= os.path.getsize(path)
