@@ -131,7 +131,8 @@ class Packer:
                 crc32 = isal_zlib.crc32(view, crc32)
                 filled += run
         read(length)
-        if not whole or not same(os.fstat(descriptor), before):
+        # One that changes meanwhile is noticed by the walk in the freeze; but here it must not seem to differ.
+        if not whole or (self._recorded and not same(os.fstat(descriptor), before)):
             return False  # the next file overwrites what was read
         end = filled + padding(length)
         buffer[at:start] = records

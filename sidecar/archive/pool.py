@@ -94,6 +94,11 @@ class Pool:
         return self._parts
 
     @property
+    def length(self) -> int:
+        """Compressed bytes of all blocks that stand."""
+        return sum(chain.length for stretch in self.stretches for chain in stretch.chains)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it holds no file."""
         return not self._known

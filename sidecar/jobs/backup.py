@@ -236,7 +236,7 @@ class _Run:
             self.ledger.group_failed(group, error, self._paused_ms())
 
     def reserve(self, group: Group, undo: ExitStack) -> list[VolumeBackup]:
-        """Room in the spool for what is hot in each volume, and for its growth. One that cannot be read fails alone.
+        """Room in the spool for volumes that are all hot, and for their growth. One that cannot be read fails alone.
 
         Raises SpoolFull.
         """
@@ -278,7 +278,7 @@ class _Run:
                 except SetInvalid as error:
                     self._refuse(volume, error)
                     volume.take_over(None, is_full=True)
-                volume.pack(self._counter("copying", volume.planned, volume.size))
+                volume.pack(self._counter("copying", volume.planned))
                 packed.append(volume)
         return packed
 
@@ -472,7 +472,7 @@ class _Run:
 
 
 class _Counter:
-    """Adds up bytes and tells who follows the run."""
+    """Adds up bytes and tells who follows the run. total: how many there are; 0 while that is not known."""
 
     def __init__(self, follow: Follow, phase: str, volume: str, total: int) -> None:
         self._follow = follow
@@ -481,7 +481,8 @@ class _Counter:
         self._total = total
         self._done = 0
 
-    def __call__(self, length: int) -> None:
-        """`length` bytes more are done."""
+    def __call__(self, length: int, total: int = 0) -> None:
+        """`length` bytes more are done. total: where that is known only by now."""
         self._done += length
-        self._follow(Progress(self._phase, self._volume, self._done, max(self._done, self._total)))
+        total = total or self._total
+        self._follow(Progress(self._phase, self._volume, self._done, max(self._done, total) if total else 0))

@@ -62,6 +62,10 @@ class Parcel:
         self._next = part.number + 1
         self._try(lambda upload: upload.put(part.number, data, part.crc32))
 
+    def expect(self, size: int) -> None:
+        """The most bytes that the object may measure, where that was not known yet when it was begun."""
+        self._expected = size
+
     def reuse(self, source: Stored) -> None:
         """From here on, parts may be copied from this earlier archive."""
         self._source = source
@@ -248,8 +252,8 @@ class Consignment:
         self._try(look)
         return held
 
-    def begin(self, key: str, expected: int, content_type: str = "application/gzip") -> Parcel:
-        """Start an object of at most `expected` bytes, as far as known."""
+    def begin(self, key: str, expected: int = 0, content_type: str = "application/gzip") -> Parcel:
+        """Start an object of at most `expected` bytes; 0: `Parcel.expect` tells, before anything is delivered."""
         upload: PooledUpload | None = None
 
         def start() -> None:

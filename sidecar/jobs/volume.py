@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, finger
 from sidecar.archive.spool import SpoolSpace, with_growth
 from sidecar.archive.unpack import is_unsettled
 from sidecar.archive.writer import ArchiveSummary, write_archive
-from sidecar.errors import VolumeUnavailable
+from sidecar.errors import SpoolFull, VolumeUnavailable
 from sidecar.jobs.consignment import Consignment, Parcel
 from sidecar.jobs.earlier import Earlier
 from sidecar.plan import PlannedVolume
@@ -29,6 +30,11 @@ from sidecar.stores.port import MEBIBYTE, Capabilities
 
 # Bytes copied inside the store at once: more would have to be read again as soon as one file of them changes.
 _COPIED_AT_ONCE = 32 * MEBIBYTE
+# Seconds after which somebody wants to know how much of a live pass is left, and whether what is hot finds room. To
+# look costs a walk over all names, a tenth of a short run.
+_LONG = 5.0
+# Records and padding that an entry may need beside its data: header, name, attributes, sparse map.
+_LARGEST_ENTRY = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,10 @@ class Archived:
 class VolumeBackup:
     """The steps are called in the order in which they stand here; leaving `undo` gives back what they took.
 
-    consignments: to all stores of the run that are alive. check: raises to stop. All steps raise VolumeUnavailable,
-    VolumeUnreadable, SpoolFull, ReuseFailed, and what check raises.
+    consignments: to all stores of the run that are alive. check: raises to stop. clock: in seconds. All steps raise
+    VolumeUnavailable, VolumeUnreadable, SpoolFull, ReuseFailed, and what check raises.
+
+    size: bytes of the volume's data, as far as known; 0 while nobody has looked.
     """
 
     def __init__(
@@ -74,9 +82,12 @@ class VolumeBackup:
         compression: Compression,
         undo: ExitStack,
         check: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.planned = planned
         self.size = 0
+        self._clock = clock
+        self._expected = 0
         self._name = planned.volume.name
         self._set_name = set_name
         self._consignments = consignments
@@ -112,14 +123,12 @@ class VolumeBackup:
         walks.sync(self.planned.path, self._copies, now_ns)
 
     def prepare(self) -> None:
-        """Measure the volume, reserve room for what has to be copied, begin the uploads."""
+        """Begin the uploads; reserve room where all of the volume has to be copied."""
         _refuse_unsettled(self.planned)
-        files, self.size, hot = walks.measure(self.planned.path, self._copies.synced_ns)
-        self._copies.spool.reserve(with_growth(hot))
-        # The most that it can become: data that does not compress, and up to four records before each entry.
-        self._expected = self.size + 2048 * files
+        if not self.can_reuse:
+            self._look_ahead()
         key = sets.archive_key(self._set_name, self._name)
-        self._parcels = [each.begin(key, self._expected) for each in self._consignments]
+        self._parcels = [each.begin(key) for each in self._consignments]
 
     def take_over(self, earlier: Earlier | None, *, is_full: bool) -> None:
         """Let `pack` have the blocks of the earlier archive. is_full: only to compare with it what is read.
@@ -135,12 +144,15 @@ class VolumeBackup:
         elif earlier:
             self._pool.load(earlier.blocks())
             self._earlier = earlier
+        if earlier:
+            self.size = earlier.volume.raw_bytes
+            self._expected = earlier.volume.archive.size
 
-    def pack(self, read: Callable[[int], None]) -> None:
+    def pack(self, read: Callable[[int, int], None]) -> None:
         """The live pass: what holds still goes into blocks in the stores, what is hot into the spool.
 
         Blocks of the earlier archive are copied inside the stores; other settled files are packed and sent. Does
-        nothing where nothing can be settled.
+        nothing where nothing can be settled. read: told bytes as they are read, and of how many (0: not known yet).
         """
         synced_ns = self._copies.synced_ns
         if synced_ns is None:
@@ -165,12 +177,20 @@ class VolumeBackup:
                 recorded=self._recorded,
                 differs=self._differing.append,
             )
+            choose = partial(self._copy_earlier, limits)
+
+            def tell(length: int) -> None:
+                read(length, self.size)
+
             try:
-                choose = partial(self._copy_earlier, limits)
-                walks.pack(self.planned.path, self._copies, self._pool, packer, self._check, read, choose)
+                walks.pack(self.planned.path, self._copies, self._pool, packer, self._looking_ahead(), tell, choose)
+            except SpoolFull:
+                self._look_ahead()  # raises it with all that is needed
+                raise
             finally:
                 packer.abandon()
         self._packed = packer.bytes_read
+        self.size = max(self.size, self._packed + self._copies.written)
 
     def round(self, read: Callable[[int], None]) -> None:
         """Bring what is copied up to date once more, and copy what is in no block any more."""
@@ -187,6 +207,10 @@ class VolumeBackup:
     def archive(self, captured: Capture, packed: Callable[[int], None]) -> Archived:
         """Pack, compress and upload what is in no block yet; complete the archive; then its index."""
         index_path = self._space.path(self._name, ".index")
+        pooled = self._pool.length if self._pool else 0
+        most = captured.bytes_read + _LARGEST_ENTRY * (len(captured.files) + len(captured.others))
+        for parcel in self._parcels:
+            parcel.expect(pooled + most)
         summary = write_archive(
             captured,
             self._deliver,
@@ -217,6 +241,25 @@ class VolumeBackup:
             self._earlier,
             tuple(self._differing),
         )
+
+    def _look_ahead(self) -> None:
+        """Learn how much there is, and reserve room for what of it is hot. Raises SpoolFull with all that is needed."""
+        files, self.size, hot = walks.measure(self.planned.path, self._copies.synced_ns)
+        self._expected = self.size + _LARGEST_ENTRY * files
+        self._copies.spool.reserve(with_growth(hot))
+
+    def _looking_ahead(self) -> Callable[[], None]:
+        """`check`, which looks ahead once it has become worth it."""
+        due: float | None = self._clock() + _LONG
+
+        def check() -> None:
+            nonlocal due
+            self._check()
+            if due is not None and self._clock() >= due:
+                due = None
+                self._look_ahead()
+
+        return check
 
     def _copy_earlier(self, limits: Capabilities) -> list[Chain]:
         """Have the stores copy what stands of the earlier archive; what they cannot, because it is too little."""

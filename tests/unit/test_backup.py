@@ -165,6 +165,26 @@ def test_a_spool_that_fills_up_while_files_are_copied_freezes_nobody(shop: Shop)
     assert shop.engine.names("pause") == []
 
 
+def test_a_spool_that_fills_up_says_what_all_of_the_volume_needs(shop: Shop) -> None:
+    for number in range(30):
+        (shop.data("db") / f"file-{number:02}").write_bytes(bytes(1000))
+    shop.spool_most = 10_000
+    (reason,) = shop.run().reasons
+    hot = 30 * 1000 + 2 * 1000
+    assert f"the spool needs {hot + hot // 8:,} bytes and may hold 10,000" in reason.message
+
+
+@pytest.mark.parametrize(("seconds", "total"), [(0.0, 2 * 1000), (3600.0, 0)], ids=["long", "short"])
+def test_a_live_pass_that_takes_long_learns_how_much_there_is(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, seconds: float, total: int
+) -> None:
+    monkeypatch.setattr("sidecar.jobs.volume._LONG", seconds)
+    shop.run()
+    steps = [each for each in shop.progress if (each.phase, each.volume) == ("copying", "db")]
+    assert steps
+    assert {step.total_bytes for step in steps} == {total}
+
+
 def test_a_run_told_to_stop_while_it_copies_freezes_nobody(shop: Shop) -> None:
     def follow(progress: Progress) -> None:
         if progress.phase == "copying":

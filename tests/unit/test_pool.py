@@ -564,6 +564,32 @@ def test_reading_everything_tells_of_a_file_that_differs_under_the_same_signatur
     assert_whole(volume, made)
 
 
+@pytest.mark.parametrize("full", [True, False], ids=["full", "first"])
+def test_a_file_that_changes_while_it_is_read_is_archived_as_it_is_then_and_is_no_alarm(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    fill(volume.root)
+    volume.in_an_hour()
+    if full:
+        volume.back_up()
+    file = volume.root / "d0" / "f0"
+    read = packer._fill
+    changed = []
+
+    def change_first(descriptor: int, view: memoryview, offset: int) -> bool:
+        if not changed and os.path.samestat(os.fstat(descriptor), file.stat()):
+            tick(volume.root.parent)
+            file.write_bytes(bytes(file.stat().st_size))
+            changed.append(file)
+        return read(descriptor, view, offset)
+
+    monkeypatch.setattr(packer, "_fill", change_first)
+    made = volume.back_up(full=full)
+    assert changed == [file]
+    assert made.differing == []
+    assert_whole(volume, made)
+
+
 def test_files_are_packed_by_age_so_that_what_changes_leaves_old_blocks_whole(volume: Volume) -> None:
     fill(volume.root, 60)
     in_40_days = time.time_ns() + 40 * 24 * HOUR_NS
