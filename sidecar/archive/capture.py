@@ -21,9 +21,9 @@ from operator import itemgetter
 
 from sidecar.archive import filesystem
 from sidecar.archive.copies import READERS, Copies, same, signature_of
-from sidecar.archive.entry import Entry, Kind, kind_of
+from sidecar.archive.entry import Entry, Kind, fingerprint, kind_of
 from sidecar.archive.packer import Packer
-from sidecar.archive.pool import Chain, Pool, fingerprint
+from sidecar.archive.pool import Chain, Pool
 from sidecar.archive.settled import keeps_times, settled
 from sidecar.archive.spool import Spool
 from sidecar.errors import SidecarError, VolumeUnavailable, VolumeUnreadable

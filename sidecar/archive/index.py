@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from isal import isal_zlib
 
 from sidecar.archive.blocks import BlockPlan
-from sidecar.archive.entry import Entry, Kind, Signature
+from sidecar.archive.entry import Entry, Fingerprint, Kind, Signature
 from sidecar.errors import SetInvalid
 
 FORMAT = 1
@@ -61,6 +61,20 @@ class IndexedBlock:
     continues: tuple[bytes, int] | None
     data_crc32: tuple[int, ...] | None = None
     attributed: int | None = None
+
+
+class FingerprintedBlock(NamedTuple):
+    """A block with its line, and a fingerprint for each file that begins in it instead of all that is known of it.
+
+    continues: whether the block begins inside of a file. fingerprints, data_crc32: None where not all of the files were
+    settled when they were read, so that their signatures tell nothing.
+    """
+
+    block: Block
+    line: bytes
+    continues: bool
+    fingerprints: tuple[Fingerprint, ...] | None
+    data_crc32: tuple[int, ...] | None
 
 
 class BlockSize(NamedTuple):
@@ -136,12 +150,15 @@ def read_index(lines: Iterable[bytes]) -> Iterator[IndexedBlock]:
 
     A torn one is known at its end only: until the iteration is over, its blocks are hearsay.
     """
-    return (indexed for _, indexed in read_index_lines(lines))
+    return _read(lines, lambda _, block, document: _indexed(block, document))
 
 
-def read_index_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, IndexedBlock]]:
-    """The blocks of an index, each with its line. Otherwise as `read_index`."""
-    return _read(lines, lambda line, block, document: (line, _indexed(block, document)))
+def read_fingerprints(lines: Iterable[bytes]) -> Iterator[FingerprintedBlock]:
+    """The blocks of an index, as a pool wants them: 1.5 µs a file, not 4. Otherwise as `read_index`.
+
+    Of files that were not settled nothing is looked at.
+    """
+    return _read(lines, _fingerprinted)
 
 
 def read_block_sizes(lines: Iterable[bytes]) -> Iterator[BlockSize]:
@@ -200,14 +217,34 @@ def _block(document: dict[str, Any]) -> Block:
 
 
 def _indexed(block: Block, document: dict[str, Any]) -> IndexedBlock:
-    continues = document.get("continues")
     return IndexedBlock(
         block,
         tuple(_file(row) for row in document["files"]),
-        (_bytes(continues["path"]), _number(continues["stored"])) if continues else None,
+        _continues(document),
         _data_crc32(document),
         _attributed(document),
     )
+
+
+def _fingerprinted(line: bytes, block: Block, document: dict[str, Any]) -> FingerprintedBlock:
+    data_crc32 = _data_crc32(document)
+    continues = _continues(document) is not None
+    if data_crc32 is None:
+        return FingerprintedBlock(block, line, continues, None, None)
+    _attributed(document)
+    fingerprints = []
+    for row in document["files"]:
+        path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, ino, at = row
+        if kind != Kind.FILE or {*map(type, row[2:])} != {int} or not 0 <= at < block.raw_length:
+            raise ValueError(f"{row!r} is not a settled file")
+        # As `fingerprint` has it, without making a signature.
+        fingerprints.append(hash((_bytes(path), ino, size, mode, uid, gid, mtime_ns, ctime_ns)))
+    return FingerprintedBlock(block, line, continues, tuple(fingerprints), data_crc32)
+
+
+def _continues(document: dict[str, Any]) -> tuple[bytes, int] | None:
+    continues = document.get("continues")
+    return (_bytes(continues["path"]), _number(continues["stored"])) if continues else None
 
 
 def _attributed(document: dict[str, Any]) -> int | None:

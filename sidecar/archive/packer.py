@@ -18,9 +18,9 @@ from isal import isal_zlib
 from sidecar.archive import index
 from sidecar.archive.blocks import TARGET, BlockPlan, Continuation, is_large
 from sidecar.archive.copies import extents_of, same
-from sidecar.archive.entry import Entry, Kind, Signature
+from sidecar.archive.entry import Entry, Fingerprint, Kind, Signature, fingerprint
 from sidecar.archive.member import Member, make_member
-from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, contiguous, fingerprint
+from sidecar.archive.pool import Chain, Part, Pool, Stretch, contiguous
 from sidecar.archive.records import head, padding
 
 _DAY_NS = 86_400 * 10**9

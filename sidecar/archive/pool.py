@@ -17,22 +17,12 @@ from os import stat_result
 from typing import NamedTuple, TypeVar
 
 from sidecar.archive import index
-from sidecar.archive.entry import Kind, Range, Signature
-from sidecar.archive.index import Block, IndexedBlock
+from sidecar.archive.entry import Fingerprint, Kind, Range
+from sidecar.archive.index import Block, FingerprintedBlock
 from sidecar.archive.member import Member
 from sidecar.archive.spool import Spool
 
-Fingerprint = int
 Item = TypeVar("Item")
-
-
-def fingerprint(path: bytes, signature: Signature) -> Fingerprint:
-    """A number that stands for a file as it is, in this process.
-
-    Python's hash of tuples, because it costs a third of any other here, inside the freeze. Two numbers are different
-    for certain if only the last time stamp is, and else but for one chance in 2**64.
-    """
-    return hash((path, *signature))
 
 
 class PooledBlock(NamedTuple):
@@ -103,8 +93,8 @@ class Pool:
         """Whether it holds no file."""
         return not self._known
 
-    def load(self, blocks: Iterable[tuple[bytes, IndexedBlock]]) -> None:
-        """Take the blocks of an earlier archive whose files were settled when it was made, as lines of its index.
+    def load(self, blocks: Iterable[FingerprintedBlock]) -> None:
+        """Take the blocks of an earlier archive whose files were settled when it was made.
 
         They are candidates: `choose` makes parts of those that a walk has left standing. Of all others, too, it is
         known which bytes they are: see `origin_of`. Raises what the iteration raises, SpoolFull; then
@@ -116,20 +106,20 @@ class Pool:
             self._known, self._earlier, self._there = {}, [], {}
             raise
 
-    def _load(self, blocks: Iterable[tuple[bytes, IndexedBlock]]) -> None:
+    def _load(self, blocks: Iterable[FingerprintedBlock]) -> None:
         chain: Chain | None = None
-        for line, indexed in blocks:
-            self._there[indexed.block.sha256] = Range(indexed.block.offset, indexed.block.length)
-            if indexed.continues is None:
+        for block, line, continues, fingerprints, _ in blocks:
+            self._there[block.sha256] = Range(block.offset, block.length)
+            if not continues:
                 chain = None
-            if indexed.data_crc32 is None or (indexed.continues is not None and chain is None):
+            if fingerprints is None or (continues and chain is None):
                 continue
             if chain is None:
                 chain = Chain()
                 self._earlier.append(chain)
-            for file in indexed.files:
-                self.expect(chain, fingerprint(file.path, file.signature))
-            self.extend(chain, indexed.block, line, len(indexed.files))
+            for number in fingerprints:
+                self.expect(chain, number)
+            self.extend(chain, block, line, len(fingerprints))
 
     def origin_of(self, member: Member) -> int | None:
         """Where the earlier archive has the very bytes of a block that was made anew; None where it has not."""

@@ -14,7 +14,14 @@ from isal import igzip, isal_zlib
 
 from sidecar.archive.audit import in_order
 from sidecar.archive.entry import Kind
-from sidecar.archive.index import Block, IndexedBlock, read_block_sizes, read_index_lines
+from sidecar.archive.index import (
+    Block,
+    FingerprintedBlock,
+    IndexedBlock,
+    read_block_sizes,
+    read_fingerprints,
+    read_index,
+)
 from sidecar.archive.member import GZIP
 from sidecar.archive.records import END_OF_ARCHIVE
 from sidecar.errors import ArchiveDamaged, SetInvalid
@@ -54,15 +61,18 @@ class Extract:
 
 def read_blocks(index: bytes) -> Iterator[IndexedBlock]:
     """The blocks that an index (the whole object) names, in order. Raises SetInvalid."""
-    return (each for _, each in read_lines(index))
-
-
-def read_lines(index: bytes) -> Iterator[tuple[bytes, IndexedBlock]]:
-    """The same, each with its line."""
     with _whole():
-        for line, each in read_index_lines(_lines(index)):
+        for each in read_index(_lines(index)):
             _require_sane(each.block)
-            yield line, each
+            yield each
+
+
+def read_fingerprinted(index: bytes) -> Iterator[FingerprintedBlock]:
+    """The same blocks, as a pool wants them. Raises SetInvalid."""
+    with _whole():
+        for each in read_fingerprints(_lines(index)):
+            _require_sane(each.block)
+            yield each
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sidecar import sets
-from sidecar.archive.index import IndexedBlock
-from sidecar.archive.reader import read_lines
+from sidecar.archive.index import FingerprintedBlock
+from sidecar.archive.reader import read_fingerprinted
 from sidecar.errors import ArchiveDamaged, ObjectMissing, SetInvalid, SidecarError, StoreError
 from sidecar.jobs.catalogue import documents_of_sets, read_document, read_manifest
 from sidecar.jobs.download import proven_index
@@ -27,13 +27,13 @@ class Earlier:
     stored: Mapping[str, Stored]
     index: bytes
 
-    def blocks(self) -> Iterator[tuple[bytes, IndexedBlock]]:
-        """Its blocks, each with its line; hearsay until the iteration is over. Raises SetInvalid."""
+    def blocks(self) -> Iterator[FingerprintedBlock]:
+        """Its blocks; hearsay until the iteration is over. Raises SetInvalid."""
         length = raw_length = 0
-        for line, each in read_lines(self.index):
+        for each in read_fingerprinted(self.index):
             length += each.block.length
             raw_length += each.block.raw_length
-            yield line, each
+            yield each
         wanted = (self.volume.archive.size, self.volume.raw_bytes)
         if (length, raw_length) != wanted:
             raise SetInvalid(

@@ -16,8 +16,9 @@ from sidecar import sets
 from sidecar.archive import capture as walks
 from sidecar.archive.capture import Capture
 from sidecar.archive.copies import Copies
+from sidecar.archive.entry import Fingerprint
 from sidecar.archive.packer import Packer
-from sidecar.archive.pool import Chain, Fingerprint, Part, Pool, Stretch, fingerprint
+from sidecar.archive.pool import Chain, Part, Pool, Stretch
 from sidecar.archive.spool import SpoolSpace, with_growth
 from sidecar.archive.unpack import is_unsettled
 from sidecar.archive.writer import ArchiveSummary, write_archive
@@ -299,9 +300,9 @@ class VolumeBackup:
 def _recorded(earlier: Earlier) -> dict[Fingerprint, int]:
     """CRC32 of the data of every file that was settled when the earlier archive was made."""
     return {
-        fingerprint(file.path, file.signature): crc32
-        for _, indexed in earlier.blocks()
-        for file, crc32 in zip(indexed.files, indexed.data_crc32 or (), strict=False)
+        number: crc32
+        for each in earlier.blocks()
+        for number, crc32 in zip(each.fingerprints or (), each.data_crc32 or (), strict=True)
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,18 +14,21 @@ from hypothesis import strategies as st
 
 from sidecar.archive import index
 from sidecar.archive.blocks import BlockPlan, Continuation, plan_blocks
-from sidecar.archive.index import Block, IndexedBlock, read_index
+from sidecar.archive.entry import Kind, Signature, fingerprint
+from sidecar.archive.index import Block, FingerprintedBlock, IndexedBlock, read_fingerprints, read_index
 from sidecar.archive.writer import read_index_file
 from sidecar.errors import SetInvalid
 from tests.unit.entries import MadeUp, made_up
 
 
-def lines_of(plans: list[BlockPlan], *, sockets: tuple[bytes, ...] = ()) -> list[bytes]:
+def lines_of(
+    plans: list[BlockPlan], *, sockets: tuple[bytes, ...] = (), data_crc32: Sequence[Sequence[int]] = ()
+) -> list[bytes]:
     lines = [index.header_line("v", "backup-20260101_000000")]
     offset = files = 0
     for number, plan in enumerate(plans):
         block = Block(offset, 100 + number, plan.raw_length, number, f"{number:064x}")
-        lines.append(index.block_line(block, plan))
+        lines.append(index.block_line(block, plan, data_crc32[number] if number < len(data_crc32) else None))
         offset += block.length
         files += len(plan.entries)
     lines.append(index.summary_line(blocks=len(plans), files=files, size=offset, crc32=7, sockets=sockets))
@@ -54,6 +58,59 @@ def test_entries_come_back_as_they_were_also_with_names_that_are_not_utf8(made_u
     ]
     assert [indexed.continues for indexed in blocks] == [plan.continues for plan in plans]
     assert [indexed.block.raw_length for indexed in blocks] == [plan.raw_length for plan in plans]
+
+
+@patient
+@given(made_up=made_up(), target=st.integers(1, 10_000))
+def test_a_pool_has_a_fingerprint_of_each_settled_file_and_of_no_other(made_up: MadeUp, target: int) -> None:
+    settled = list(plan_blocks((entry for entry in made_up.entries if entry.kind is Kind.FILE), target=target))
+    others = list(plan_blocks((entry for entry in made_up.entries if entry.kind is not Kind.FILE), target=target))
+    crc32 = [[len(plan.entries) + place for place in range(len(plan.entries))] for plan in settled]
+    lines = lines_of([*settled, *others], data_crc32=crc32)
+
+    blocks = list(read_fingerprints(lines))
+
+    assert [each.line for each in blocks] == lines[1:-1]
+    assert [each.block for each in blocks] == [indexed.block for indexed in read_index(lines)]
+    assert [each.continues for each in blocks] == [plan.continues is not None for plan in [*settled, *others]]
+    assert [(each.fingerprints, each.data_crc32) for each in blocks] == [
+        *[
+            (tuple(fingerprint(entry.path, entry.signature) for entry, _ in plan.entries), tuple(found))
+            for plan, found in zip(settled, crc32, strict=True)
+        ],
+        *[(None, None) for _ in others],
+    ]
+
+
+ROW = '["f","file",1,2,3,4,5,6,7,8]'
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '["f","hardlink",1,2,3,4,5,6,7,8,"g"]',
+        '["f","symlink",1,2,3,4,5,6,7,8]',
+        '["f","file",1,2,3,4,5,6,7]',
+        '["f","file",1.0,2,3,4,5,6,7,8]',
+        '["f","file",true,2,3,4,5,6,7,8]',
+        '["f","file",1,2,3,4,5,6,7,-1]',
+        '["f","file",1,2,3,4,5,6,7,1024]',
+        '[1,"file",1,2,3,4,5,6,7,8]',
+        "[]",
+        "null",
+    ],
+)
+def test_a_row_that_is_no_settled_file_of_its_block_is_refused_before_its_line_can_be_taken_over(row: str) -> None:
+    line = index.block_line(Block(0, 100, 1024, 0, ""), BlockPlan(raw_length=1024), [])
+    summary = index.summary_line(blocks=1, files=1, size=100, crc32=7, sockets=())
+
+    def read(row: str) -> list[FingerprintedBlock]:
+        text = line.decode().replace('"files":[]', f'"files":[{row}]').replace('"data_crc32":[]', '"data_crc32":["0"]')
+        return list(read_fingerprints([SAMPLE[0], text.encode(), summary]))
+
+    assert read(ROW)[0].fingerprints == (fingerprint(b"f", Signature(7, 1, 2, 3, 4, 5, 6)),)
+    with pytest.raises(SetInvalid):
+        read(row)
 
 
 def test_it_is_json_in_ascii_that_any_program_can_read() -> None:
@@ -130,9 +187,12 @@ json_values = st.recursive(
 
 @patient
 @given(line=st.integers(0, len(SAMPLE) - 1), value=st.one_of(json_values.map(json.dumps).map(str.encode), st.binary()))
-def test_no_nonsense_in_place_of_a_line_raises_anything_but_set_invalid(line: int, value: bytes) -> None:
+@pytest.mark.parametrize("read", [read_index, read_fingerprints])
+def test_no_nonsense_in_place_of_a_line_raises_anything_but_set_invalid(
+    read: Callable[[Iterable[bytes]], Iterable[object]], line: int, value: bytes
+) -> None:
     with pytest.raises(SetInvalid):
-        list(read_index([*SAMPLE[:line], value, *SAMPLE[line + 1 :]]))
+        list(read([*SAMPLE[:line], value, *SAMPLE[line + 1 :]]))
 
 
 @settings(max_examples=150, deadline=None)

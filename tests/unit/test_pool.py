@@ -30,10 +30,11 @@ from sidecar.archive import capture as walks
 from sidecar.archive import filesystem, packer, writer
 from sidecar.archive.blocks import plan_blocks
 from sidecar.archive.copies import Copies
+from sidecar.archive.entry import fingerprint
 from sidecar.archive.index import combined_crc32
 from sidecar.archive.packer import Packer
-from sidecar.archive.pool import Chain, Part, Pool, Stretch, fingerprint
-from sidecar.archive.reader import read_blocks, read_lines
+from sidecar.archive.pool import Chain, Part, Pool, Stretch
+from sidecar.archive.reader import read_blocks, read_fingerprinted
 from sidecar.archive.spool import SpoolSpace
 from sidecar.archive.writer import write_archive
 from tests.unit.edits import edit, edits, populate, tick
@@ -101,7 +102,7 @@ class Volume:
                     for file, crc32 in zip(block.files, block.data_crc32 or (), strict=False)
                 }
             elif earlier:
-                pool.load(read_lines(earlier.index))
+                pool.load(read_fingerprinted(earlier.index))
 
             def send(part: Part, data: bytes) -> None:
                 assert (part.length, part.crc32) == (len(data), isal_zlib.crc32(data))
@@ -574,7 +575,7 @@ def test_a_file_that_changes_while_it_is_read_is_archived_as_it_is_then_and_is_n
         volume.back_up()
     file = volume.root / "d0" / "f0"
     read = packer._fill
-    changed = []
+    changed: list[Path] = []
 
     def change_first(descriptor: int, view: memoryview, offset: int) -> bool:
         if not changed and os.path.samestat(os.fstat(descriptor), file.stat()):
