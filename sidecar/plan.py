@@ -434,6 +434,10 @@ def _by_name(containers: Iterable[Container]) -> list[Container]:
     return sorted(containers, key=lambda c: c.name)
 
 
+# Not by BACKUP_EXCLUDE: it has another name each time that its container is made.
+_HINT_ANONYMOUS = "make it a named volume; or label its container backup.exclude=true to accept that"
+
+
 def _unprotected(
     containers: Sequence[Container], volumes: Sequence[Volume], chosen: Collection[str], accepted: Sequence[str]
 ) -> tuple[Unprotected, ...]:
@@ -451,13 +455,14 @@ def _unprotected(
             if not mount.writable or _is_accepted(mount, accepted):
                 continue
             if mount.volume in anonymous:
-                why = "an anonymous volume: give it a name to have it backed up"
-                found.append(Unprotected(container.name, mount.target, why))
+                why = "an anonymous volume: only named ones are backed up"
+                found.append(Unprotected(container.name, mount.target, why, _HINT_ANONYMOUS))
             elif mount.kind == "bind":
                 source = posixpath.normpath(mount.source)
                 if not source.endswith(".sock") and not any(is_inside(source, p) for p in (*VOLATILE, *places)):
                     why = f"a bind mount of {mount.source}: only volumes are backed up"
-                    found.append(Unprotected(container.name, mount.target, why))
+                    hint = f"make it a named volume; or add {source} to BACKUP_EXCLUDE to accept that"
+                    found.append(Unprotected(container.name, mount.target, why, hint))
     return tuple(found)
 
 

@@ -53,11 +53,12 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Unprotected:
-    """A mount whose data no backup covers: `container` mounts it at `mount`; `why` says what it is."""
+    """A mount whose data no backup covers: where, in which container; why: what it is; hint: what to do."""
 
     container: str
     mount: str
     why: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

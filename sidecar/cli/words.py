@@ -312,12 +312,8 @@ class Words:
                 self.line()
             self.line(f"group {group['group']}", "bold")
             self.table(
-                ("  volume", "size", "at"),
-                [
-                    (f"  {each['volume']}", size(each.get("bytes")), each.get("mountpoint", ""))
-                    for each in group["volumes"]
-                ],
-                right=("size",),
+                ("  volume", "at"),
+                [(f"  {each['volume']}", each.get("mountpoint", "")) for each in group["volumes"]],
             )
             if group["containers"]:
                 self.table(

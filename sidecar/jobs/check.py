@@ -205,9 +205,8 @@ def _volumes(plan: Plan) -> Iterator[Finding]:
         if skipped.failed:
             yield Finding("volumes", Verdict.WARNING, f"volume {skipped.volume}: {skipped.why}", skipped.hint)
     for mount in plan.unprotected:
-        hint = "make it a named volume, or add its source to BACKUP_EXCLUDE to accept that"
         message = f"{mount.container}:{mount.mount} is not backed up: {mount.why}"
-        yield Finding("volumes", Verdict.WARNING, message, hint)
+        yield Finding("volumes", Verdict.WARNING, message, mount.hint)
     for warning in plan.warnings:
         yield Finding("volumes", Verdict.WARNING, warning)
 

@@ -69,9 +69,11 @@ class Ledger:
             self.because(skipped.code, f"volume {skipped.volume}: {skipped.why}", skipped.hint, skipped.volume)
             self.volumes.append(VolumeReport(skipped.volume, Outcome.FAILED, error=skipped.why, hint=skipped.hint))
         for mount in plan.unprotected:
-            hint = "make it a named volume; to accept it, name its source in BACKUP_EXCLUDE or label its container"
-            self.event("unprotected_mount", container=mount.container, mount=mount.mount, error=mount.why, hint=hint)
-            self.because("unprotected_mount", f"{mount.container}:{mount.mount} is not backed up: {mount.why}", hint)
+            message = f"{mount.container}:{mount.mount} is not backed up: {mount.why}"
+            self.event(
+                "unprotected_mount", container=mount.container, mount=mount.mount, error=mount.why, hint=mount.hint
+            )
+            self.because("unprotected_mount", message, mount.hint)
         if not plan.groups:
             self.because("no_volumes", "there is no volume to back up", "`plan` says why each is left out")
 

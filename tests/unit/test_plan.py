@@ -378,6 +378,9 @@ def test_anonymous_volumes_are_left_out_and_named_as_unprotected(labels: dict[st
     assert left_out(made) == {ANONYMOUS: "anonymous"}
     assert [(u.container, u.mount) for u in made.unprotected] == [("redis", "/data")]
     assert "anonymous" in made.unprotected[0].why
+    # By its name it would be accepted until its container is made anew.
+    assert "backup.exclude=true" in made.unprotected[0].hint
+    assert "BACKUP_EXCLUDE" not in made.unprotected[0].hint
 
 
 def test_a_name_of_64_letters_is_not_anonymous_unless_all_are_hexadecimal_digits() -> None:
@@ -587,6 +590,7 @@ def test_writable_bind_mounts_and_anonymous_volumes_are_named_and_nothing_else_i
 
     assert unprotected(made) == [("app", "/cache"), ("app", "/pictures")]
     assert "/srv/pictures" in made.unprotected[1].why
+    assert "add /srv/pictures to BACKUP_EXCLUDE" in made.unprotected[1].hint
 
 
 @pytest.mark.parametrize(

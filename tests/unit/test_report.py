@@ -129,7 +129,7 @@ REPORT = RunReport(
     paused_ms=131.44,
     off_host=True,
     reasons=(Reason("file_changed", "one file changed", "see plan", "db"),),
-    unprotected=(Unprotected("app", "/srv", "a bind mount"),),
+    unprotected=(Unprotected("app", "/srv", "a bind mount", "name it"),),
     stores={
         "s3": StoreReport(GOOD, 1234, location="s3://b"),
         "local": StoreReport(FAILED, error="disk full", hint="free space"),
@@ -155,7 +155,7 @@ def test_the_report_of_a_run_is_the_object_of_the_interface_key_by_key() -> None
         "reasons": [
             {"code": "file_changed", "volume": "db", "store": None, "message": "one file changed", "hint": "see plan"}
         ],
-        "unprotected": [{"container": "app", "mount": "/srv", "why": "a bind mount"}],
+        "unprotected": [{"container": "app", "mount": "/srv", "why": "a bind mount", "hint": "name it"}],
         "stores": {
             "s3": {
                 "outcome": "good",
