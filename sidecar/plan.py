@@ -434,8 +434,9 @@ def _by_name(containers: Iterable[Container]) -> list[Container]:
     return sorted(containers, key=lambda c: c.name)
 
 
-# Not by BACKUP_EXCLUDE: it has another name each time that its container is made.
-_HINT_ANONYMOUS = "make it a named volume; or label its container backup.exclude=true to accept that"
+# It has another name each time that its container is made; and the container's label backup.exclude, which would accept
+# it, also leaves out the named volumes that only that container has (the database beside its /configdb).
+_HINT_ANONYMOUS = "make it a named volume; where its data is of no worth, name that one in BACKUP_EXCLUDE"
 
 
 def _unprotected(

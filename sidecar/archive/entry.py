@@ -55,7 +55,7 @@ def fingerprint(path: bytes, signature: Signature) -> Fingerprint:
     """A number that stands for a file as it is, in this process.
 
     Python's hash of tuples, because it costs a third of any other here, inside the freeze. Two numbers are different
-    for certain if only the last time stamp is, and else but for one chance in 2**64.
+    for certain if only the last time stamp is (within 73 years), and else but for one chance in 2**61.
     """
     return hash((path, *signature))
 

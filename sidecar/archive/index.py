@@ -7,6 +7,7 @@ that is reused can be taken over with another offset. docs/FORMAT.md is its spec
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -154,9 +155,10 @@ def read_index(lines: Iterable[bytes]) -> Iterator[IndexedBlock]:
 
 
 def read_fingerprints(lines: Iterable[bytes]) -> Iterator[FingerprintedBlock]:
-    """The blocks of an index, as a pool wants them: 1.5 µs a file, not 4. Otherwise as `read_index`.
+    """The blocks of an index, as a pool wants them: 2 µs a file, not 4. Otherwise as `read_index`.
 
-    Of files that were not settled nothing is looked at.
+    A settled block's line may be taken over into another index, and is refused where `read_line` would refuse it. Of
+    files that were not settled nothing is looked at.
     """
     return _read(lines, _fingerprinted)
 
@@ -232,11 +234,22 @@ def _fingerprinted(line: bytes, block: Block, document: dict[str, Any]) -> Finge
     if data_crc32 is None:
         return FingerprintedBlock(block, line, continues, None, None)
     _attributed(document)
+    if not line.startswith(_OFFSET) or not (data_crc32 or continues):
+        raise ValueError("a block that no pool has made")
     fingerprints = []
     for row in document["files"]:
         path, kind, size, mode, uid, gid, mtime_ns, ctime_ns, ino, at = row
-        if kind != Kind.FILE or {*map(type, row[2:])} != {int} or not 0 <= at < block.raw_length:
+        numbers = row[2:]
+        if (
+            kind != Kind.FILE
+            or {*map(type, numbers)} != {int}
+            or not -(2**63) <= min(numbers) <= max(numbers) < 2**64
+            or not 0 <= size < sys.hash_info.modulus  # beyond it, a number has the hash of a smaller one
+            or not 0 <= at < block.raw_length
+        ):
             raise ValueError(f"{row!r} is not a settled file")
+        if path.startswith("/") or ".." in path:
+            _must_stay_inside(_bytes(path))
         # As `fingerprint` has it, without making a signature.
         fingerprints.append(hash((_bytes(path), ino, size, mode, uid, gid, mtime_ns, ctime_ns)))
     return FingerprintedBlock(block, line, continues, tuple(fingerprints), data_crc32)

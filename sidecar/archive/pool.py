@@ -89,6 +89,12 @@ class Pool:
         return sum(chain.length for stretch in self.stretches for chain in stretch.chains)
 
     @property
+    def raw_length(self) -> int:
+        """Bytes of their tar stream."""
+        chains = (chain for stretch in self.stretches for chain in stretch.chains)
+        return sum(each.block.raw_length for chain in chains for each in chain.blocks)
+
+    @property
     def is_empty(self) -> bool:
         """Whether it holds no file."""
         return not self._known
@@ -187,23 +193,32 @@ class Pool:
         self.stretches = standing
         return found
 
-    def choose(self, least: int, target: int) -> list[Chain]:
+    def choose(self, least: int, target: int, most: int) -> list[Chain]:
         """Make stretches of the earlier archive's chains that stand, in their order, for the store to copy.
 
-        least: bytes that the store copies at least; target: that a part should have. The chains that fall because they
-        are too few beside one another.
+        least: bytes that the store copies at least; target: that a part should have; most: parts. The chains that fall
+        because they are too few beside one another: between those, each gap begins another part.
         """
+        runs = list(_neighbours(self._earlier))
+        lengths = [sum(chain.length for chain in run) for run in runs]
+        left = most
+        chosen = set()
+        for place in sorted(range(len(runs)), key=lambda place: -lengths[place]):
+            parts = lengths[place] // target + 1
+            if lengths[place] >= least and parts <= left:
+                left -= parts
+                chosen.add(place)
         found: list[Chain] = []
-        for run in _neighbours(self._earlier):
-            if sum(chain.length for chain in run) < least:
+        for place, run in enumerate(runs):
+            if place not in chosen:
                 for chain in run:
                     chain.fallen = True
                 found += run
                 continue
             for together in _portions(run, [chain.length for chain in run], least, target):
                 blocks = [each.block for chain in together for each in chain.blocks]
-                parts = _portions(blocks, [block.length for block in blocks], least, target)
-                self.stretches.append(Stretch(together, [self._copied(part) for part in parts]))
+                portions = _portions(blocks, [block.length for block in blocks], least, target)
+                self.stretches.append(Stretch(together, [self._copied(portion) for portion in portions]))
         self._earlier = []
         return found
 

@@ -267,7 +267,7 @@ class _Run:
         """
         packed = []
         self._pass_began = self._tools.now()
-        for volume in volumes:
+        for place, volume in enumerate(volumes, 1):
             self._check()
             with self._failing_alone(group, volume.planned):
                 earlier = self._earlier_of(volume) if volume.can_reuse and self._reuse else None
@@ -278,7 +278,7 @@ class _Run:
                 except SetInvalid as error:
                     self._refuse(volume, error)
                     volume.take_over(None, is_full=True)
-                volume.pack(self._counter("copying", volume.planned))
+                volume.pack(self._counter("copying", volume.planned), volumes[place:])
                 packed.append(volume)
         return packed
 

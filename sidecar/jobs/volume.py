@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from sidecar.archive.pool import Chain, Part, Pool, Stretch
 from sidecar.archive.spool import SpoolSpace, with_growth
 from sidecar.archive.unpack import is_unsettled
 from sidecar.archive.writer import ArchiveSummary, write_archive
-from sidecar.errors import SpoolFull, VolumeUnavailable
+from sidecar.errors import SpoolFull, VolumeUnavailable, VolumeUnreadable
 from sidecar.jobs.consignment import Consignment, Parcel
 from sidecar.jobs.earlier import Earlier
 from sidecar.plan import PlannedVolume
@@ -31,11 +31,16 @@ from sidecar.stores.port import MEBIBYTE, Capabilities
 
 # Bytes copied inside the store at once: more would have to be read again as soon as one file of them changes.
 _COPIED_AT_ONCE = 32 * MEBIBYTE
-# Seconds after which somebody wants to know how much of a live pass is left, and whether what is hot finds room. To
-# look costs a walk over all names, a tenth of a short run.
+# Seconds after which somebody wants to know how much of a live pass is left, and whether what is hot finds room; and
+# the share of all part numbers after which the next ones have to be larger. To look costs a walk over all names, a
+# tenth of a short run.
 _LONG = 5.0
-# Records and padding that an entry may need beside its data: header, name, attributes, sparse map.
-_LARGEST_ENTRY = 2048
+_MANY = 1 / 50
+# Of an upload's part numbers, how many may be copies of an earlier archive that has come apart: an unbroken one needs
+# three quarters (stores/parts.py).
+_COPIES = 7 / 8
+# Records and padding that most entries need at most beside their data: header, name, attributes, sparse map.
+_LARGE_ENTRY = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class VolumeBackup:
         self.size = 0
         self._clock = clock
         self._expected = 0
+        self._looked = False
         self._name = planned.volume.name
         self._set_name = set_name
         self._consignments = consignments
@@ -127,7 +133,7 @@ class VolumeBackup:
         """Begin the uploads; reserve room where all of the volume has to be copied."""
         _refuse_unsettled(self.planned)
         if not self.can_reuse:
-            self._look_ahead()
+            self._measure()
         key = sets.archive_key(self._set_name, self._name)
         self._parcels = [each.begin(key) for each in self._consignments]
 
@@ -149,11 +155,21 @@ class VolumeBackup:
             self.size = earlier.volume.raw_bytes
             self._expected = earlier.volume.archive.size
 
-    def pack(self, read: Callable[[int, int], None]) -> None:
+    def look_ahead(self) -> None:
+        """Learn how much there is, and reserve room for what of it is hot. Raises SpoolFull with all that is needed.
+
+        A volume that cannot be read says so in its own time.
+        """
+        if not self._looked:
+            with suppress(VolumeUnavailable, VolumeUnreadable):
+                self._measure()
+
+    def pack(self, read: Callable[[int, int], None], following: Sequence[VolumeBackup] = ()) -> None:
         """The live pass: what holds still goes into blocks in the stores, what is hot into the spool.
 
         Blocks of the earlier archive are copied inside the stores; other settled files are packed and sent. Does
         nothing where nothing can be settled. read: told bytes as they are read, and of how many (0: not known yet).
+        following: what comes after it; if this takes long, it is known soon whether there is room for those, too.
         """
         synced_ns = self._copies.synced_ns
         if synced_ns is None:
@@ -183,15 +199,18 @@ class VolumeBackup:
             def tell(length: int) -> None:
                 read(length, self.size)
 
+            check = self._looking_ahead([self, *following], int(limits.most_parts * _MANY))
             try:
-                walks.pack(self.planned.path, self._copies, self._pool, packer, self._looking_ahead(), tell, choose)
+                walks.pack(self.planned.path, self._copies, self._pool, packer, check, tell, choose)
             except SpoolFull:
-                self._look_ahead()  # raises it with all that is needed
+                self.look_ahead()  # raises it with all that is needed
                 raise
             finally:
                 packer.abandon()
         self._packed = packer.bytes_read
-        self.size = max(self.size, self._packed + self._copies.written)
+        spool = self._copies.spool
+        spool.reserve(with_growth(spool.end))  # by now it is known what is hot
+        self.size = self._pool.raw_length + spool.end
 
     def round(self, read: Callable[[int], None]) -> None:
         """Bring what is copied up to date once more, and copy what is in no block any more."""
@@ -209,7 +228,7 @@ class VolumeBackup:
         """Pack, compress and upload what is in no block yet; complete the archive; then its index."""
         index_path = self._space.path(self._name, ".index")
         pooled = self._pool.length if self._pool else 0
-        most = captured.bytes_read + _LARGEST_ENTRY * (len(captured.files) + len(captured.others))
+        most = captured.bytes_read + _LARGE_ENTRY * (len(captured.files) + len(captured.others))
         for parcel in self._parcels:
             parcel.expect(pooled + most)
         summary = write_archive(
@@ -243,22 +262,26 @@ class VolumeBackup:
             tuple(self._differing),
         )
 
-    def _look_ahead(self) -> None:
-        """Learn how much there is, and reserve room for what of it is hot. Raises SpoolFull with all that is needed."""
+    def _measure(self) -> None:
         files, self.size, hot = walks.measure(self.planned.path, self._copies.synced_ns)
-        self._expected = self.size + _LARGEST_ENTRY * files
+        self._looked = True
+        self._expected = self.size + _LARGE_ENTRY * files
         self._copies.spool.reserve(with_growth(hot))
 
-    def _looking_ahead(self) -> Callable[[], None]:
-        """`check`, which looks ahead once it has become worth it."""
-        due: float | None = self._clock() + _LONG
+    def _looking_ahead(self, volumes: Sequence[VolumeBackup], many: int) -> Callable[[], None]:
+        """`check`, which has the volumes look ahead once that has become worth it. many: parts."""
+        pool = self._pool
+        assert pool is not None
+        due = self._clock() + _LONG
+        looked = False
 
         def check() -> None:
-            nonlocal due
+            nonlocal looked
             self._check()
-            if due is not None and self._clock() >= due:
-                due = None
-                self._look_ahead()
+            if not looked and (self._clock() >= due or pool.parts >= many):
+                looked = True
+                for volume in volumes:
+                    volume.look_ahead()
 
         return check
 
@@ -266,7 +289,8 @@ class VolumeBackup:
         """Have the stores copy what stands of the earlier archive; what they cannot, because it is too little."""
         assert self._pool is not None
         target = max(_COPIED_AT_ONCE, part_target(1, self._expected, limits))
-        fallen = self._pool.choose(max(limits.least_part, limits.least_copy), target)
+        most = int(limits.most_parts * _COPIES)
+        fallen = self._pool.choose(max(limits.least_part, limits.least_copy), target, most)
         for part in [part for stretch in self._pool.stretches for part in stretch.parts if part.offset is not None]:
             self._send(part)
         return fallen

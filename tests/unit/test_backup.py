@@ -185,7 +185,10 @@ def test_a_live_pass_that_takes_long_learns_how_much_there_is(
     assert {step.total_bytes for step in steps} == {total}
 
 
-def test_a_run_told_to_stop_while_it_copies_freezes_nobody(shop: Shop) -> None:
+def test_a_run_told_to_stop_while_it_copies_freezes_nobody_and_copies_no_further(shop: Shop) -> None:
+    for number in range(1000):
+        (shop.data("db") / f"file-{number:04}").write_bytes(bytes(1000))
+
     def follow(progress: Progress) -> None:
         if progress.phase == "copying":
             shop.cancelled.set()
@@ -195,6 +198,7 @@ def test_a_run_told_to_stop_while_it_copies_freezes_nobody(shop: Shop) -> None:
     assert report.paused_ms == 0
     assert shop.engine.names("pause") == []
     assert shop.objects() == ["owner.json"]
+    assert [step.phase for step in shop.progress].count("copying") == 1
 
 
 def test_a_volume_that_goes_away_while_others_are_copied_fails_alone_and_once(shop: Shop) -> None:

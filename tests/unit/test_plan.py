@@ -378,9 +378,9 @@ def test_anonymous_volumes_are_left_out_and_named_as_unprotected(labels: dict[st
     assert left_out(made) == {ANONYMOUS: "anonymous"}
     assert [(u.container, u.mount) for u in made.unprotected] == [("redis", "/data")]
     assert "anonymous" in made.unprotected[0].why
-    # By its name it would be accepted until its container is made anew.
-    assert "backup.exclude=true" in made.unprotected[0].hint
-    assert "BACKUP_EXCLUDE" not in made.unprotected[0].hint
+    # The label would leave out the container's named volumes too.
+    assert "make it a named volume" in made.unprotected[0].hint
+    assert "label" not in made.unprotected[0].hint
 
 
 def test_a_name_of_64_letters_is_not_anonymous_unless_all_are_hexadecimal_digits() -> None:

@@ -62,6 +62,7 @@ class Volume:
     """A volume, and a store that holds parts by number, as S3 does."""
 
     least = 2048
+    most = 10_000
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -117,7 +118,7 @@ class Volume:
                     parts[part.number] = data
 
             def choose() -> list[Chain]:
-                fallen = pool.choose(self.least, 3 * self.least)
+                fallen = pool.choose(self.least, 3 * self.least, self.most)
                 for part in (part for stretch in pool.stretches for part in stretch.parts if part.offset is not None):
                     assert earlier is not None
                     assert part.offset is not None

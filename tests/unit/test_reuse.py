@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from isal import isal_zlib
 
+from sidecar.archive import capture as walks
 from sidecar.archive import filesystem, packer, writer
 from sidecar.archive.blocks import plan_blocks
 from sidecar.archive.reader import read_blocks
-from sidecar.errors import StoreUnreachable
+from sidecar.errors import SidecarError, StoreUnreachable, VolumeUnreadable
+from sidecar.events import Progress
 from sidecar.jobs.ownership import Claimant
 from sidecar.jobs.verify import VerifyTools, verify
 from sidecar.report import Outcome, RunReport
@@ -527,3 +529,166 @@ def _forge(
         if each["volume"] == volume:
             each["index"] |= {"size": len(data), "crc32": f"{isal_zlib.crc32(data):08x}"}
     bucket.alter(f"{set_name}/manifest.json", json.dumps(manifest).encode())
+
+
+# --- an index that was made up by somebody who can write into the bucket, and so has right checksums -----------------
+
+
+def forge(shop: Shop, report: RunReport, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the first block of settled files in the index of `db`, and have the manifest vouch for that."""
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    key, manifest_key = f"{report.set}/db.index.jsonl.gz", f"{report.set}/manifest.json"
+    lines = [json.loads(line) for line in gzip.decompress(bucket.data(key)).splitlines()]
+    block = next(line for line in lines if line.get("data_crc32"))
+    before = len(block["files"])
+    change(block)
+    lines[-1]["files"] += len(block["files"]) - before
+    forged = gzip.compress(b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines))
+    manifest = json.loads(bucket.data(manifest_key))
+    (stored,) = [each["index"] for each in manifest["volumes"] if each["volume"] == "db"]
+    stored.update(size=len(forged), crc32=f"{isal_zlib.crc32(forged):08x}")
+    bucket.alter(key, forged)
+    bucket.alter(manifest_key, json.dumps(manifest).encode())
+
+
+def of_first_file(place: int, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def act(block: dict[str, Any]) -> None:
+        block["files"][0][place] = change(block["files"][0][place])
+
+    return act
+
+
+def nothing(block: dict[str, Any]) -> None:
+    block["files"], block["data_crc32"] = [], []
+
+
+def offset_last(block: dict[str, Any]) -> None:
+    block["offset"] = block.pop("offset")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_first_file(0, lambda _: "../x"),
+        of_first_file(0, lambda _: "/x"),
+        of_first_file(2, lambda _: 2**100),
+        # Python's hashes of numbers repeat themselves after so many.
+        of_first_file(2, lambda size: size + 2**61 - 1),
+        of_first_file(2, lambda size: size + (2**61 - 1) * 2**40),
+        of_first_file(4, lambda uid: uid + (2**61 - 1) * 2**40),
+        nothing,
+        offset_last,
+    ],
+    ids=["above", "absolute", "wide", "hash-alike", "wide-hash-alike", "wide-uid", "no-files", "offset-last"],
+)
+@pytest.mark.parametrize("changed", [False, True], ids=["standing", "fallen"])
+def test_a_made_up_index_is_refused_and_the_volume_read_anew(
+    shop: Shop, change: Callable[[dict[str, Any]], None], changed: bool
+) -> None:
+    forge(shop, shop.run(), change)
+    next_day(shop)
+    if changed:
+        for number in range(10):
+            (shop.data("db") / f"{number}").write_bytes(b"changed")
+    second = shop.run()
+    assert_whole(shop, second)
+    assert len(refusals(shop)) == 1
+    assert reused(second)["db"] == 0
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    described = [file for block in read_blocks(bucket.data(f"{second.set}/db.index.jsonl.gz")) for file in block.files]
+    assert max(file.signature.size for file in described) < 10_000
+
+
+# --- limits of stores ------------------------------------------------------------------------------------------------
+
+
+FEW = Capabilities(least_part=1, least_copy=1, most_parts=40)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [FEW, replace(FEW, equal_parts=True), replace(FEW, leaves_parts_out=False)],
+    ids=["few", "equal", "all-kept"],
+)
+@pytest.mark.parametrize("settled", [True, False], ids=["settled", "hot"])
+def test_parts_grow_so_that_their_numbers_last_though_nobody_measured_first(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, limits: Capabilities, settled: bool
+) -> None:
+    monkeypatch.setattr(parts, "SMALLEST_TARGET", 1)
+    monkeypatch.setattr(writer, "plan_blocks", partial(plan_blocks, target=4096))
+    shop.stores = {"s3": Bucket(name="s3", off_host=True, capabilities=limits)}
+    for number in range(250):  # 125 blocks, each of which would be a part
+        (shop.data("db") / f"more-{number}").write_bytes(os.urandom(2000))
+    if not settled:
+        shop.start = datetime.now(UTC)
+    report = shop.run()
+    assert_whole(shop, report)
+
+
+def test_of_an_archive_that_has_come_apart_no_more_is_copied_than_there_are_parts(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SMALLEST_TARGET", 1)
+    monkeypatch.setattr("sidecar.jobs.volume._COPIED_AT_ONCE", 1)
+    for number in range(250):
+        (shop.data("db") / f"more-{number:03}").write_bytes(os.urandom(2000))
+    first = shop.run()
+    assert_whole(shop, first)
+    next_day(shop)
+    shop.stores["s3"]._capabilities = FEW  # type: ignore[attr-defined]
+    bucket = shop.stores["s3"]
+    assert isinstance(bucket, Bucket)
+    blocks = list(read_blocks(bucket.data(f"{first.set}/db.index.jsonl.gz")))
+    for block in [block for block in blocks if block.data_crc32][::3]:  # about 40 gaps
+        (shop.data("db") / os.fsdecode(block.files[0].path)).write_bytes(b"changed")
+    second = shop.run()
+    assert_whole(shop, second)
+    assert 10_000 < reused(second)["db"] < 300_000
+    assert refusals(shop) == []
+
+
+# --- room in the spool -----------------------------------------------------------------------------------------------
+
+
+def test_room_for_growth_is_found_before_anything_is_frozen_however_short_the_pass(shop: Shop) -> None:
+    shop.start = datetime.now(UTC)
+    for number in range(100):
+        (shop.data("db") / f"hot-{number}").write_bytes(os.urandom(200_000))
+    shop.spool_most = 21_000_000  # an eighth more than all files do not fit
+    report = shop.run()
+    assert [reason.code for reason in report.reasons] == ["spool_full"]
+    assert shop.engine.names("pause") == []
+
+
+def test_a_long_pass_learns_early_that_what_follows_has_no_room(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar.jobs.volume._LONG", 0.0)
+    for number in range(20):
+        hot = shop.data("files") / f"hot-{number}"
+        hot.write_bytes(os.urandom(100_000))
+        os.utime(hot, (shop.start.timestamp(),) * 2)
+    shop.spool_most = 1_000_000
+    seen: list[Progress] = []
+    report = shop.run(follow=seen.append)
+    (reason,) = report.reasons
+    assert reason.code == "spool_full"
+    assert "2,250,000" in reason.message
+    assert not any(each.done_bytes for each in seen)
+
+
+@pytest.mark.parametrize("error", [VolumeUnreadable("stale"), walks._MovedAway("moved away")], ids=["stale", "moved"])
+def test_a_look_ahead_that_fails_changes_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: SidecarError
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sidecar.jobs.volume._LONG", 0.0)
+    monkeypatch.setattr(walks, "measure", fail)
+    report = shop.run()
+    assert_whole(shop, report)
+    assert all(each.bytes_read > 20_000 for each in report.volumes)
+    shop.start = datetime.now(UTC)
+    shop.spool_most = 10_000
+    assert [reason.code for reason in shop.run().reasons] == ["spool_full"]
