@@ -7,7 +7,6 @@ that is reused can be taken over with another offset. docs/FORMAT.md is its spec
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ from sidecar.errors import SetInvalid
 FORMAT = 1
 _OFFSET = b'{"offset":'
 _DAMAGES = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_HASHES = 2**61 - 1  # of Python's, for numbers: from there on, one has the hash of a smaller one
 _WIDEST = 2**96  # nanoseconds of a 64-bit time
 _KINDS = {kind.value: kind for kind in Kind}
 _Made = TypeVar("_Made")
@@ -244,7 +244,7 @@ def _fingerprinted(line: bytes, block: Block, document: dict[str, Any]) -> Finge
             kind != Kind.FILE
             or {*map(type, numbers)} != {int}
             or not -(2**63) <= min(numbers) <= max(numbers) < 2**64
-            or not 0 <= size < sys.hash_info.modulus  # beyond it, a number has the hash of a smaller one
+            or not 0 <= size < _HASHES
             or not 0 <= at < block.raw_length
         ):
             raise ValueError(f"{row!r} is not a settled file")
