@@ -21,6 +21,9 @@ OLD_FILES = 50  # in each
 OLD_BYTES = 30_000  # of each; 60 MB in all, which cannot be compressed
 PAGE = 4096
 PUNCH_HOLE_KEEP_SIZE = 3
+# <asm/unistd.h>: io_setup, io_submit, io_getevents.
+ASYNCHRONOUS = {"x86_64": (206, 209, 208), "aarch64": (0, 2, 4)}
+PWRITE = 1  # <linux/aio_abi.h>: IOCB_CMD_PWRITE
 
 
 class Steps:
@@ -34,6 +37,41 @@ class Steps:
         self._count += 1
         os.pwrite(self._file, self._count.to_bytes(8, "little"), 0)
         return self._count
+
+
+class Asynchronous:
+    """Writes that the kernel goes on with by itself, whatever becomes of who asked for them; one at a time."""
+
+    def __init__(self) -> None:
+        self._call = ctypes.CDLL(None, use_errno=True).syscall
+        self._setup, self._submit, self._events = ASYNCHRONOUS[os.uname().machine]
+        self._context = ctypes.c_ulong(0)
+        self._file = -1
+        self._require(self._call(self._setup, 1, ctypes.byref(self._context)), 0)
+
+    def write(self, path: str, page: mmap.mmap) -> None:
+        """Begin to write the page to the file's first one, past the page cache."""
+        self._file = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        block = struct.pack("<QIIHhIQQqQII", 0, 0, 0, PWRITE, 0, self._file, address, PAGE, 0, 0, 0, 0)
+        request = ctypes.create_string_buffer(block, len(block))
+        requests = (ctypes.c_void_p * 1)(ctypes.addressof(request))
+        self._require(self._call(self._submit, self._context, 1, requests), 1)
+
+    def wait(self) -> None:
+        """Until it has landed, if there is one."""
+        if self._file < 0:
+            return
+        event = ctypes.create_string_buffer(32)
+        self._require(self._call(self._events, self._context, ctypes.c_long(1), ctypes.c_long(1), event, None), 1)
+        self._require(struct.unpack("<QQqq", event)[2], PAGE)
+        os.close(self._file)
+        self._file = -1
+
+    @staticmethod
+    def _require(result: int, wanted: int) -> None:
+        if result != wanted:
+            raise OSError(ctypes.get_errno(), f"{result} instead of {wanted}")
 
 
 def small_files(directory: str) -> None:
@@ -133,13 +171,15 @@ def old_files(directory: str) -> None:
     # Sector by sector, past the page cache, from a page of its own.
     direct = mmap.mmap(-1, PAGE)
     libc = ctypes.CDLL(None)
+    asynchronous, page = Asynchronous(), mmap.mmap(-1, PAGE)
     while True:
+        asynchronous.wait()
         step = steps.add()
         folder = os.path.join(directory, f"{numbers.randrange(2):02d}")
         path = os.path.join(folder, f"{numbers.randrange(OLD_FILES):02d}")
         data = numbers.randbytes(500)
         with contextlib.suppress(FileNotFoundError, FileExistsError):
-            match step % 14:
+            match step % 15:
                 case 0:
                     with open(path, "ab") as file:
                         file.write(data)
@@ -184,6 +224,9 @@ def old_files(directory: str) -> None:
                         with mmap.mmap(file.fileno(), PAGE) as memory:
                             for at in range(0, PAGE, 512):  # the first store dirties the page, the others say nothing
                                 memory[at : at + 4] = data[:4]
+                case 13:
+                    page[:] = data * 8 + bytes(PAGE - 8 * len(data))
+                    asynchronous.write(path, page)  # under way while everybody else goes on, or is paused
                 case _:
                     direct[:] = data * 8 + bytes(PAGE - 8 * len(data))
                     file_descriptor = os.open(path, os.O_WRONLY | os.O_DIRECT)
