@@ -151,7 +151,7 @@ class VolumeBackup:
         elif earlier:
             self._pool.load(earlier.blocks())
             self._earlier = earlier
-        if earlier:
+        if earlier and not self._looked:
             self.size = earlier.volume.raw_bytes
             self._expected = earlier.volume.archive.size
 

@@ -627,6 +627,21 @@ def test_parts_grow_so_that_their_numbers_last_though_nobody_measured_first(
     assert_whole(shop, report)
 
 
+@pytest.mark.parametrize("grown", ["db", "files"])
+def test_parts_grow_with_a_volume_that_has_grown_a_lot_since_the_earlier_set(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, grown: str
+) -> None:
+    monkeypatch.setattr(parts, "SMALLEST_TARGET", 1)
+    shop.stores = {"s3": Bucket(name="s3", off_host=True, capabilities=FEW)}
+    assert_whole(shop, shop.run())
+    next_day(shop)
+    for number in range(250):
+        (shop.data(grown) / f"more-{number}").write_bytes(os.urandom(2000))
+    second = shop.run()
+    assert_whole(shop, second)
+    assert refusals(shop) == []
+
+
 def test_of_an_archive_that_has_come_apart_no_more_is_copied_than_there_are_parts(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
