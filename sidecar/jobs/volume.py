@@ -73,8 +73,8 @@ class Archived:
 class VolumeBackup:
     """The steps are called in the order in which they stand here; leaving `undo` gives back what they took.
 
-    consignments: to all stores of the run that are alive. check: raises to stop. clock: in seconds. All steps raise
-    VolumeUnavailable, VolumeUnreadable, SpoolFull, ReuseFailed, and what check raises.
+    consignments: to all stores of the run that are alive. check: raises to stop. All steps raise VolumeUnavailable,
+    VolumeUnreadable, SpoolFull, ReuseFailed, and what check raises.
 
     size: bytes of the volume's data, as far as known; 0 while nobody has looked.
     """
@@ -88,11 +88,9 @@ class VolumeBackup:
         compression: Compression,
         undo: ExitStack,
         check: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.planned = planned
         self.size = 0
-        self._clock = clock
         self._expected = 0
         self._looked = False
         self._name = planned.volume.name
@@ -272,13 +270,13 @@ class VolumeBackup:
         """`check`, which has the volumes look ahead once that has become worth it. many: parts."""
         pool = self._pool
         assert pool is not None
-        due = self._clock() + _LONG
+        due = time.monotonic() + _LONG
         looked = False
 
         def check() -> None:
             nonlocal looked
             self._check()
-            if not looked and (self._clock() >= due or pool.parts >= many):
+            if not looked and (time.monotonic() >= due or pool.parts >= many):
                 looked = True
                 for volume in volumes:
                     volume.look_ahead()
