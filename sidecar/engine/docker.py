@@ -116,6 +116,8 @@ class DockerEngine:
         """All containers with their mounts, by name.
 
         One list and an inspection each, one after another: 1 to 1.5 ms per container, and threads made it no faster.
+        The inspection decides: on Docker 26.1 the list still had a container as running up to 102 ms after its stop had
+        been answered, in 9 of 10 stops (none of 10 on 20.10).
         """
         parameters = {"all": "1"}
         if running_only:
@@ -123,9 +125,11 @@ class DockerEngine:
         found = []
         for identifier in self._read("/containers/json", _identifiers, parameters):
             try:
-                found.append(self.container(identifier))
+                container = self.container(identifier)
             except ContainerGone:
                 continue
+            if not running_only or container.running:
+                found.append(container)
         return sorted(found, key=lambda container: container.name)
 
     def container(self, identifier: str, *, patience: float = PATIENT) -> Container:

@@ -350,6 +350,21 @@ def inspection(*, health: object, check: object) -> dict[str, object]:
     }
 
 
+@pytest.mark.parametrize(
+    ("status", "listed"), [("running", True), ("paused", True), ("restarting", True), ("exited", False)]
+)
+def test_whether_a_container_runs_is_what_its_inspection_says_whatever_a_stale_list_says(
+    impostor: Impostor, status: str, listed: bool
+) -> None:
+    inspected = inspection(health=None, check=None)
+    inspected["State"] |= {"Status": status}  # type: ignore[operator]
+    impostor.answers["GET /containers/json"] = (200, [{"Id": "1" * 64}])
+    impostor.answers[f"GET /containers/{'1' * 64}/json"] = (200, inspected)
+    engine = impostor.engine()
+    assert [each.name for each in engine.containers(running_only=True)] == ["db"] * listed
+    assert [each.name for each in engine.containers()] == ["db"]
+
+
 THREE = datetime(2026, 1, 2, 3, tzinfo=UTC).timestamp()
 
 
