@@ -36,16 +36,14 @@ venv: # the test environment, as the lock says
 test: ## all tests, on a real engine, real databases, a real S3 server
 	@$(MACHINE)/run-tests -m "not ceph"
 
-test-fast: venv ## unit and contract tests without an engine, a few minutes
+test-fast: venv ## unit and contract tests without an engine, a minute
 	@$(MACHINE)/host-tools || [ $$? = 69 ]
-	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile tests/unit tests/contract \
+	@$(PYTHON) -m pytest --numprocesses auto tests/unit tests/contract \
 	  -m "not engine and not ceph and not slow"
 
-test-faults: ## kill runs 200 times and restores 50 times at random moments (TEST_KILLS, TEST_RESTORE_KILLS, each also with _SEED), end the engine under it, compare 200 archives on ext4, xfs and btrfs, compared and cloned, with an oracle (TEST_ORACLE_RUNS)
+test-faults: ## all that needs an engine, on both kinds: kill runs 200 times and restores 50 times at random moments (TEST_KILLS, TEST_RESTORE_KILLS, each also with _SEED), compare 200 archives on ext4, xfs and btrfs, compared and cloned, with an oracle (TEST_ORACLE_RUNS)
 	@TEST_KILLS=$${TEST_KILLS:-200} TEST_RESTORE_KILLS=$${TEST_RESTORE_KILLS:-50} TEST_ORACLE_RUNS=$${TEST_ORACLE_RUNS:-200} \
-	  TEST_ORACLE_FILE_SYSTEMS="xfs btrfs" \
-	  $(MACHINE)/run-tests tests/engine/test_random_kills.py tests/engine/test_restore.py tests/engine/test_engine_restart.py \
-	  tests/engine/test_oracle.py
+	  TEST_ORACLE_FILE_SYSTEMS="xfs btrfs" TEST_ENGINES=both $(MACHINE)/run-tests tests/engine tests/contract/test_engine.py
 
 test-ceph: venv ## the store's contract against Ceph's S3 gateway, which it installs (Debian, as root)
 	@$(MACHINE)/ceph-packages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,15 +14,20 @@ MEBIBYTE = 1024 * 1024
 
 
 @contextlib.contextmanager
-def mounted(file_system: str, directory: Path, size: int = 64 * MEBIBYTE) -> Iterator[Path]:
-    """A file system of this type, of its own; skips the test where the machine cannot have one."""
+def mounted(
+    file_system: str, directory: Path, size: int = 64 * MEBIBYTE, *, inside: Sequence[str] = ()
+) -> Iterator[Path]:
+    """A file system of this type, of its own; skips the test where the machine cannot have one.
+
+    inside: the command that runs another in a world of its own, where it is mounted then, and not here.
+    """
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
     image, at = directory / f"{file_system}-image", directory / file_system
     at.mkdir()
     with image.open("wb") as file:
         file.truncate(size)
-    for command in ([f"mkfs.{file_system}", "-q", image], ["mount", "-o", "loop", image, at]):
+    for command in ([f"mkfs.{file_system}", "-q", image], [*inside, "mount", "-o", "loop", image, at]):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
@@ -32,5 +37,5 @@ def mounted(file_system: str, directory: Path, size: int = 64 * MEBIBYTE) -> Ite
     try:
         yield at
     finally:
-        subprocess.run(["umount", at], check=True)
+        subprocess.run([*inside, "umount", at], check=True)
         image.unlink()

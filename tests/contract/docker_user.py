@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import uuid
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ class DockerUser:
 
     def __init__(self, engine: DockerEngine, image: str) -> None:
         self.engine = engine
-        self.client = APIClient(version="auto", timeout=60)
+        self.client = APIClient(os.environ.get("DOCKER_HOST"), version="auto", timeout=60)
         self._image = image
         self._mark = uuid.uuid4().hex[:8]
 

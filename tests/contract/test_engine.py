@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
+from sidecar.engine.docker import connect
 from sidecar.engine.evidence import disturbance
 from sidecar.engine.port import OUTPUT_KEPT, Condition, Copied, Engine, Executed, Helper
 from sidecar.errors import AlreadyPaused, ContainerGone, EngineError, HelperEnded, NotRunning
 from sidecar.model import ContainerState, Mount, Quiesce
 from tests.contract.docker_user import DockerUser
 from tests.contract.fake_engine import FakeEngine
+from tests.engines import Engines, choose, has_limits, kinds
 
 
 @dataclass
@@ -32,19 +36,29 @@ class Rig:
         return self.engine.container(self.full(name)).state
 
 
-@pytest.fixture(params=["memory", pytest.param("docker", marks=pytest.mark.engine)])
-def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+REAL = [pytest.param(kind, marks=pytest.mark.engine("both")) for kind in choose("both", kinds())]
+LIMITING = [each for each in REAL if has_limits(str(each.values[0]))]
+on_real_engines = pytest.mark.parametrize("rig", REAL, indirect=True)
+
+
+on_those_with_limits = pytest.mark.parametrize("rig", ["memory", *LIMITING], indirect=True)
+
+
+@pytest.fixture(params=["memory", *REAL])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     if request.param == "memory":
         fake = FakeEngine()
-        fake.directory = request.getfixturevalue("tmp_path")
+        fake.directory = tmp_path
         yield Rig(fake, fake)
         return
-    engine = request.getfixturevalue("docker_engine")
-    user = DockerUser(engine, request.getfixturevalue("base_image"))
-    try:
-        yield Rig(engine, user)
-    finally:
-        user.clean()
+    engines: Engines = request.getfixturevalue("engines")
+    with engines.on(request.param) as running:
+        engine = connect(os.environ)
+        user = DockerUser(engine, running.base_image)
+        try:
+            yield Rig(engine, user)
+        finally:
+            user.clean()
 
 
 def test_an_engine_says_who_it_is(rig: Rig) -> None:
@@ -147,6 +161,14 @@ def test_thawing_what_is_not_paused_changes_nothing_and_says_so(rig: Rig) -> Non
     assert rig.engine.container(before.id) == before
 
 
+def test_what_has_been_stopped_is_not_listed_as_running_a_moment_later(rig: Rig) -> None:
+    app = rig.user.run("app")
+    for _ in range(10):  # Docker 26.1's own list was stale in 9 of 10
+        assert rig.engine.stop(app.id, timeout=0)
+        assert app.id not in {each.id for each in rig.engine.containers(running_only=True)}
+        assert rig.engine.start(app.id)
+
+
 def test_stop_and_start_say_whether_there_was_something_to_do(rig: Rig) -> None:
     before = rig.user.run("app")
     assert rig.engine.stop(before.id, timeout=0) is True
@@ -197,7 +219,9 @@ def test_a_watch_sees_what_happens_after_it_began_in_order_and_nothing_before(ri
         rig.engine.stop(app.id, timeout=0)
         rig.engine.start(app.id)
         actions = [event.action for event in watch.events() if event.container == app.id]
-        assert [action for action in actions if action != "kill"] == ["pause", "unpause", "die", "stop", "start"]
+        first, second, *end, last = [action for action in actions if action != "kill"]
+        assert (first, second, last) == ("pause", "unpause", "start")
+        assert sorted(end) == ["die", "stop"]  # 20.10 tells of the death first, 26.1 of the stop
 
 
 def test_a_watch_knows_which_volumes_a_container_had_that_is_gone(rig: Rig) -> None:
@@ -557,11 +581,15 @@ def until_well(rig: Rig, identifier: str) -> Condition:
     return condition
 
 
-def test_a_health_check_and_a_memory_limit_are_known(rig: Rig) -> None:
-    checked = rig.user.create("checked", healthcheck=["true"], memory=1 << 27)
-    assert (checked.health_check, checked.memory) == (True, 1 << 27)
-    plain = rig.user.create("plain")
-    assert (plain.health_check, plain.memory) == (False, 0)
+def test_a_health_check_is_known(rig: Rig) -> None:
+    assert rig.user.create("checked", healthcheck=["true"]).health_check
+    assert not rig.user.create("plain").health_check
+
+
+@on_those_with_limits
+def test_a_memory_limit_is_known(rig: Rig) -> None:
+    assert rig.user.create("limited", memory=1 << 27).memory == 1 << 27
+    assert rig.user.create("plain").memory == 0
 
 
 def test_a_copy_is_ours_has_the_mounts_it_is_given_and_no_network_and_is_not_started(
@@ -573,7 +601,7 @@ def test_a_copy_is_ours_has_the_mounts_it_is_given_and_no_network_and_is_not_sta
     found = rig.engine.container(made.id)
     assert (found.role, found.labels["backup.drill-of"], found.project) == ("drill", "state", "")
     assert (found.state, found.network, found.auto_remove) == (ContainerState.CREATED, "none", False)
-    assert (found.image_id, found.memory) == (model.image_id, 1 << 28)
+    assert found.image_id == model.image_id
     assert [(m.target, m.volume or m.source, m.writable) for m in found.mounts] == [
         ("/data", volume, True),
         ("/host", "/srv", False),
@@ -584,7 +612,12 @@ def test_a_copy_is_ours_has_the_mounts_it_is_given_and_no_network_and_is_not_sta
     assert rig.engine.container(model.id) == model
 
 
-def test_a_copy_has_the_limit_of_its_model_where_that_has_one(rig: Rig, copy: Callable[..., Copied]) -> None:
+@on_those_with_limits
+def test_a_copy_has_the_limit_that_it_is_given_or_that_of_its_model_where_that_is_less(
+    rig: Rig, copy: Callable[..., Copied]
+) -> None:
+    rig.user.run("plain")
+    assert rig.engine.container(copy("plain").id).memory == 1 << 28
     rig.user.run("app", memory=1 << 27)
     assert rig.engine.container(copy("app").id).memory == 1 << 27
 
@@ -611,8 +644,7 @@ def test_a_container_that_has_ended_says_so(rig: Rig) -> None:
     assert rig.engine.condition(app.id).code is not None
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("rig", ["docker"], indirect=True)
+@on_real_engines
 def test_a_copy_runs_as_its_model_does_and_its_secrets_are_blotted_out(rig: Rig, copy: Callable[..., Copied]) -> None:
     script = (
         "trap 'exit 7' TERM; echo user $(id -u) $MODE $DB_PASSWORD >&2; echo nets $(ls /sys/class/net); sleep 60 & wait"
@@ -638,8 +670,7 @@ def test_a_copy_runs_as_its_model_does_and_its_secrets_are_blotted_out(rig: Rig,
     assert rig.engine.container(made.id).id  # it stays, so that it can be asked
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("rig", ["docker"], indirect=True)
+@pytest.mark.parametrize("rig", LIMITING, indirect=True)
 def test_a_copy_that_wants_more_memory_than_its_limit_is_ended_and_that_is_known(
     rig: Rig, copy: Callable[..., Copied]
 ) -> None:

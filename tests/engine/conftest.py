@@ -1,4 +1,4 @@
-"""One machine and one S3 server for all end-to-end tests; a sidecar for whoever asks."""
+"""One set of names and one S3 server for all end-to-end tests on an engine; a sidecar for whoever asks."""
 
 from __future__ import annotations
 
@@ -7,30 +7,50 @@ from typing import Any
 
 import pytest
 
-from sidecar.engine.docker import DockerEngine
-from tests.engine.harness import PRODUCT_IMAGE, ROOT, S3, Machine, Sidecar, command
+from tests.engine.harness import S3, Machine, Sidecar
+from tests.engines import Running
 
 SidecarMaker = Callable[..., Sidecar]
 
 
 @pytest.fixture(scope="session")
-def machine(docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Names, containers and volumes of this session; the images are those of the sources as they are now."""
-    command(ROOT / "tests/machine/product-image", PRODUCT_IMAGE, timeout=900)
-    command(ROOT / "tests/machine/stack-images", timeout=900)
-    machine = Machine(tmp_path_factory.mktemp("engine"))
-    try:
-        yield machine
-    finally:
-        machine.clean()
+def machines() -> dict[str, Machine]:
+    """By kind of engine."""
+    return {}
 
 
 @pytest.fixture(scope="session")
-def s3(machine: Machine) -> S3:
+def stores() -> dict[str, S3]:
+    """By kind of engine."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def _cleaned(machines: dict[str, Machine]) -> Iterator[None]:
+    """An engine of our own goes with all that it has; a given one is left as it was."""
+    yield
+    if "given" in machines:
+        machines["given"].clean()
+
+
+@pytest.fixture(scope="module")
+def machine(
+    on_engine: Running, machines: dict[str, Machine], _cleaned: None, tmp_path_factory: pytest.TempPathFactory
+) -> Machine:
+    """Names, containers and volumes of this session on this module's engine."""
+    if on_engine.kind not in machines:
+        machines[on_engine.kind] = Machine(on_engine, tmp_path_factory.mktemp(on_engine.kind))
+    return machines[on_engine.kind]
+
+
+@pytest.fixture(scope="module")
+def s3(machine: Machine, stores: dict[str, S3]) -> S3:
     """A SeaweedFS server in a container, with one bucket."""
-    s3 = S3(machine)
-    s3.up()
-    return s3
+    if machine.running.kind not in stores:
+        s3 = S3(machine)
+        s3.up()
+        stores[machine.running.kind] = s3
+    return stores[machine.running.kind]
 
 
 @pytest.fixture(scope="module")

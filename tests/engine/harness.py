@@ -14,22 +14,26 @@ import os
 import pty
 import re
 import select
-import shlex
 import shutil
 import struct
 import subprocess
 import termios
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from docker import APIClient
+from docker.errors import APIError
+
+from tests.commands import Done, command, wait_until
+from tests.engines import PRODUCT_IMAGE, Running
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -37,8 +41,6 @@ LABEL = "volume-backup-sidecar.test"
 # Knows nothing of the product; has aws, tar, python3.
 HOST_IMAGE = "local/demo-host"
 POSTGRES_IMAGE = "local/demo-postgres"
-# Another tag lets two checkouts be tested on one engine at once.
-PRODUCT_IMAGE = os.environ.get("TEST_PRODUCT_IMAGE", "volume-backup-sidecar")
 
 # As in tests/stack/docker-compose.s3.yml. Long enough that the product takes both for secrets.
 ACCESS_KEY = "sample-access-key"
@@ -54,53 +56,36 @@ NOT_OURS = "/*," + "?" * 64
 _FOREIGN = ("BACKUP_", "NOTIFY_", "AWS_", "S3_", "COMPOSE_", "DOCKER_VOLUMES_DIR", "PGBENCH_", "UPLOADS_", "TZ")
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished command."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """What it printed, which must be one JSON document."""
-        try:
-            return json.loads(self.out)
-        except ValueError:
-            raise AssertionError(f"not one JSON document (exit code {self.code}): {self.out!r} {self.err!r}") from None
-
-
-def command(
-    *arguments: str | Path, stdin: bytes = b"", check: bool = True, timeout: float = 180, **options: Any
-) -> Done:
-    """Run a command to its end; with `check` a failure fails the test, with all that the command said."""
-    done = subprocess.run(arguments, input=stdin, capture_output=True, check=False, timeout=timeout, **options)
-    result = Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
-    if check and result.code:
-        shown = shlex.join(map(str, arguments))
-        raise AssertionError(f"{shown[:500]} ended with {result.code}:\n{result.out[-3000:]}\n{result.err[-3000:]}")
-    return result
-
-
 def docker(*arguments: str, **options: Any) -> Done:
     """Run the Docker client."""
     return command("docker", *arguments, **options)
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, timeout: float = 60.0, every: float = 0.05) -> Any:
-    """The first true answer of `condition`; fails the test when there is none in time."""
-    until = time.monotonic() + timeout
-    while not (answer := condition()):
-        if time.monotonic() > until:
-            raise AssertionError(f"waited {timeout:.0f} s in vain until {what}")
-        time.sleep(every)
-    return answer
+@cache
+def _api(host: str | None) -> APIClient:
+    return APIClient(host, version="auto", timeout=180)
+
+
+def api() -> APIClient:
+    """The engine's API. What is asked again and again is asked here: it takes a tenth of the client's time."""
+    return _api(os.environ.get("DOCKER_HOST"))
 
 
 def inspect(container: str) -> dict[str, Any]:
     """What the engine says of a container."""
-    facts: dict[str, Any] = docker("container", "inspect", container).json()[0]
+    facts: dict[str, Any] = api().inspect_container(container)
     return facts
+
+
+def logs(container: str) -> Done:
+    """What a container without a terminal has written."""
+    out, err = (api().logs(container, stdout=each == "out", stderr=each == "err") for each in ("out", "err"))
+    return Done(0, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def names(**filters: str) -> list[str]:
+    """The names of all containers, running or not, that match the filters of `docker ps`."""
+    return [each["Names"][0].removeprefix("/") for each in api().containers(all=True, filters=filters)]
 
 
 def is_paused(container: str) -> bool:
@@ -108,9 +93,10 @@ def is_paused(container: str) -> bool:
 
 
 class Machine:
-    """Containers and volumes of one test session, all labelled with its mark."""
+    """Containers and volumes of one test session on one engine, all labelled with its mark."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, running: Running, directory: Path) -> None:
+        self.running = running
         self.mark = uuid.uuid4().hex[:8]
         self.directory = directory
         self.volumes_directory = docker("info", "--format", "{{.DockerRootDir}}").out.strip() + "/volumes"
@@ -144,9 +130,15 @@ class Machine:
         """A Compose project, which is taken down at the end of the session if it is not before."""
         options = ["--env-file", str(self._empty), "-p", project]
         options += [part for file in files for part in ("-f", str(file))]
-        compose = Compose(project, options, self._environment | dict(environment or {}))
+        compose = Compose(self, project, options, self._environment | dict(environment or {}))
         self._compose_down.append(compose.down)
         return compose
+
+    def files_of(self, volume: str) -> Path | None:
+        """A volume's directory, where we can reach it."""
+        if self.running.own is None:
+            return None
+        return self.running.root / api().inspect_volume(volume)["Mountpoint"].lstrip("/")
 
     def clean(self) -> None:
         """Remove all of it."""
@@ -162,25 +154,34 @@ class Machine:
 class Compose:
     """One project, with Compose as this machine has it."""
 
-    def __init__(self, project: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, machine: Machine, project: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._machine = machine
         self.project = project
         self._options = options
         self._environment = environment
         self._is_up = False
 
     def __call__(self, *arguments: str, **options: Any) -> Done:
-        compose = ROOT / "tests/machine/compose"
-        return command(compose, *self._options, *arguments, env=self._environment, cwd=ROOT, **options)
+        compose = self._machine.running.compose
+        return command(*compose, *self._options, *arguments, env=self._environment, cwd=ROOT, **options)
 
     def up(self, *options: str) -> None:
         self._is_up = True
         self("up", "-d", "--no-build", *options, timeout=300)
 
     def down(self) -> None:
-        """Remove its containers, networks and volumes."""
-        if self._is_up:
-            self._is_up = False
-            self("down", "--volumes", "--timeout", "1")
+        """Remove its containers, networks and volumes. Not by Compose, which takes ten times as long."""
+        if not self._is_up:
+            return
+        ours = {"label": f"com.docker.compose.project={self.project}"}
+        for container in api().containers(all=True, filters=ours):
+            api().remove_container(container["Id"], force=True, v=True)
+        for network in api().networks(filters=ours):
+            api().remove_network(network["Id"])
+        for volume in api().volumes(filters=ours)["Volumes"] or ():
+            # A dead man leaves a moment later.
+            wait_until(partial(_is_removed, volume["Name"]), f"nobody has {volume['Name']}", every=0.2)
+        self._is_up = False
 
     def container(self, service: str) -> str:
         """The name of a service's container."""
@@ -193,9 +194,19 @@ class Compose:
             wait_until(partial(_is_well, identifier), f"{identifier} is healthy", timeout=240)
 
 
+def _is_removed(volume: str) -> bool:
+    try:
+        api().remove_volume(volume)
+    except APIError as error:
+        if error.status_code == 409:
+            return False
+        raise
+    return True
+
+
 def _is_well(container: str) -> bool:
     state = inspect(container)["State"]
-    assert state["Status"] in ("created", "running"), docker("logs", "--tail", "20", container)
+    assert state["Status"] in ("created", "running"), logs(container).out[-2_000:]
     return (state["Status"], state.get("Health", {}).get("Status", "healthy")) == ("running", "healthy")
 
 
@@ -204,12 +215,12 @@ class S3:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self.compose = machine.compose(machine.name("s3"), [ROOT / "tests/stack/docker-compose.s3.yml"])
+        seldom = {"S3_HEALTH_INTERVAL": "1h"}
+        self.compose = machine.compose(machine.name("s3"), [ROOT / "tests/stack/docker-compose.s3.yml"], seldom)
         self.network = f"{self.compose.project}_default"
 
     def up(self) -> None:
         self.compose.up()
-        self.compose.wait_healthy()
         self.container = self.compose.container("s3")
         self.host = self._machine.run(
             "host",
@@ -218,14 +229,25 @@ class S3:
             *("-e", f"AWS_REGION={REGION}", "-e", f"AWS_ACCESS_KEY_ID={ACCESS_KEY}"),
             *("-e", f"AWS_SECRET_ACCESS_KEY={SECRET_KEY}"),
         )
+        port = int(self.compose("port", "s3", "8333").out.strip().rpartition(":")[2])
         self.client = boto3.client(
             "s3",
-            endpoint_url=f"http://{self.compose('port', 's3', '8333').out.strip()}",
+            endpoint_url=f"http://127.0.0.1:{self._machine.running.reach(port)}",
             region_name=REGION,
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
             config=Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 3}),
         )
+
+        wait_until(self._is_ready, "the S3 server has its bucket")
+
+    def _is_ready(self) -> bool:
+        try:
+            self.client.put_object(Bucket=BUCKET, Key="ready", Body=b"")
+            self.client.delete_object(Bucket=BUCKET, Key="ready")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
 
     def on_host(self, script: str, *arguments: str, **options: Any) -> Done:
         """Run a bash script on the bare host."""
@@ -471,17 +493,15 @@ class Sidecar:
 
     def helpers(self) -> list[str]:
         """The containers that it has made to help it: all that have its state mounted, but for itself."""
-        found = docker("ps", "--all", "--filter", f"volume={self.state}", "--format", "{{.Names}}").out.split()
-        return [name for name in found if name != self.name]
+        return [name for name in names(volume=self.state) if name != self.name]
 
     def guards(self) -> list[str]:
         """The guards that it has made, running or not."""
-        ours = f"label=backup.guard-of={self.state}"
-        return docker("ps", "--all", "--filter", ours, "--format", "{{.Names}}").out.split()
+        return names(label=f"backup.guard-of={self.state}")
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """The log, which is JSON lines on stdout alone."""
-        done = docker("logs", self.name)
+        done = logs(self.name)
         assert done.err == ""
         events = [json.loads(line) for line in done.out.splitlines()]
         return [each for each in events if not names or each["event"] in names]
@@ -495,10 +515,23 @@ class Sidecar:
 
     def forget_held(self) -> None:
         """Before a run: what an earlier one left."""
-        self._in_state("rm -f /state/held-*")
+        if state := self._machine.files_of(self.state):
+            for left in state.glob("held-*"):
+                left.unlink()
+        else:
+            self._in_state("rm -f /state/held-*")
 
     def wait_held(self, stage: str, run: Run | None = None) -> None:
         """Until the run is held at the stage."""
+        if state := self._machine.files_of(self.state):
+
+            def is_there() -> bool:
+                reached = (state / f"held-{stage}").exists()
+                assert reached or run is None or not run.is_over, run.end()
+                return reached
+
+            wait_until(is_there, f"{self.name} is held at {stage}", every=0.01)
+            return
         # One exec that waits inside, because each exec makes events in the engine's short log.
         script = f"i=0; until [ -e /state/held-{stage} ]; do i=$((i + 1)); [ $i -lt 100 ] || exit 1; sleep 0.02; done"
 
@@ -510,7 +543,10 @@ class Sidecar:
         wait_until(held, f"{self.name} is held at {stage}")
 
     def release(self, stage: str) -> None:
-        self._in_state(f"rm -f /state/held-{stage}")
+        if state := self._machine.files_of(self.state):
+            (state / f"held-{stage}").unlink(missing_ok=True)
+        else:
+            self._in_state(f"rm -f /state/held-{stage}")
 
     @contextmanager
     def held(self, stage: str, run: Run) -> Iterator[None]:

@@ -12,7 +12,7 @@ import pytest
 from tests.engine.conftest import SidecarMaker
 from tests.engine.harness import HOST_IMAGE, Machine, Sidecar, docker, inspect, is_paused, wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("both")
 
 # Writes twice a second, and ends when it is told to.
 WRITER = ["sh", "-c", "trap 'exit 0' TERM; while :; do date +%N >> /data/log; sleep 0.5 & wait $!; done"]

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from sidecar.config import STAGES
 from tests.engine.conftest import SidecarMaker
-from tests.engine.harness import S3, Machine, Run, Sidecar, Terminal, docker, inspect, is_paused, wait_until
+from tests.engine.harness import (
+    S3,
+    Machine,
+    Run,
+    Sidecar,
+    Terminal,
+    api,
+    command,
+    docker,
+    inspect,
+    is_paused,
+    wait_until,
+)
+from tests.engines import Running
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("both")
 
 # Random, so that an upload of it takes a moment that can be caught.
 MEBIBYTES = 160
 WRITER = [
     "sh",
     "-c",
-    f"head -c {MEBIBYTES}M /dev/urandom > /large/file; while :; do date +%N >> /data/log; sleep 0.1; done",
+    f"head -c {MEBIBYTES}M /dev/urandom > /large/file; while :; do echo more >> /data/log; sleep 0.1; done",
 ]
 
 
@@ -123,20 +133,34 @@ def test_told_to_stop_in_the_middle_it_thaws_cleans_up_and_leaves_in_time(
     assert_next_run_is_good(sidecar, s3, shop, sets, stage=stage)
 
 
-def begin_an_upload(sidecar: Sidecar, s3: S3) -> Run:
-    """A run whose upload is under way."""
+@contextmanager
+def in_the_middle_of_an_upload(sidecar: Sidecar, s3: S3) -> Iterator[Run]:
+    """A run whose upload is under way; for the block the store holds its breath, so that it is not over before."""
     sidecar.up(BACKUP_TEST_STAGE="thawed=hold")
     run = sidecar.begin()
     with sidecar.held("thawed", run):
         pass
     wait_until(lambda: s3.pending(sidecar.prefix), "an upload has begun", every=0.005)
-    return run
+    docker("pause", s3.container)
+    try:
+        yield run
+    finally:
+        docker("unpause", s3.container)
+
+
+def was_told_to_stop(sidecar: Sidecar, since: float) -> bool:
+    """Whether the engine has sent it a signal."""
+    seen = api().events(since=since, until=time.time(), decode=True, filters={"container": sidecar.name})
+    return any(each["Action"] == "kill" for each in seen)
 
 
 def test_told_to_stop_while_it_uploads_it_aborts_the_upload(large_sidecar: Sidecar, s3: S3, shop: Shop) -> None:
-    run = begin_an_upload(large_sidecar, s3)
-
-    seconds = stop(large_sidecar)
+    with ThreadPoolExecutor(1) as aside:
+        with in_the_middle_of_an_upload(large_sidecar, s3) as run:
+            since = time.time()
+            stopping = aside.submit(stop, large_sidecar)
+            wait_until(lambda: was_told_to_stop(large_sidecar, since), "it is told to stop")
+        seconds = stopping.result()
 
     assert seconds < 10
     assert inspect(large_sidecar.name)["State"]["ExitCode"] == 143
@@ -175,6 +199,7 @@ def test_told_to_stop_while_idle_it_leaves_at_once_and_well(sidecar: Sidecar) ->
 # --- SIGKILL ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.engine("machine")
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_stage_it_thaws_when_it_comes_back_and_no_half_set_counts(
     sidecar: Sidecar, s3: S3, shop: Shop, stage: str
@@ -243,39 +268,42 @@ def test_killed_together_with_its_dead_man_it_thaws_at_the_next_start(sidecar: S
 
 
 @contextmanager
-def engine_hangs_over(container: str) -> Iterator[Callable[[], bool]]:
+def engine_hangs_over(running: Running, container: str) -> Iterator[Callable[[], bool]]:
     """The engine cannot thaw the container, as when a command was being started inside it while it was paused.
 
     Here because what would thaw it, containerd's shim, is suspended. Gives a function that asks the kernel, not the
     engine, whether the container's processes are frozen.
     """
     process = inspect(container)["State"]["Pid"]
-    status = Path(f"/proc/{process}/status").read_text()
-    (shim,) = re.findall(r"^PPid:\t(\d+)$", status, re.MULTILINE)
-    assert Path(f"/proc/{shim}/comm").read_text().startswith("containerd-shim")
+    proc = running.root / "proc"
+    status = proc / str(process) / "status"
+    (shim,) = re.findall(r"^PPid:\t(\d+)$", status.read_text(), re.MULTILINE)
+    assert (proc / shim / "comm").read_text().startswith("containerd-shim")
     state = re.compile(r"^State:\tD", re.MULTILINE)  # in the kernel's refrigerator (v1); v2 shows it in its own file
-    (group,) = re.findall(r"^\d+:(?:freezer)?:(/.*)$", Path(f"/proc/{process}/cgroup").read_text(), re.MULTILINE)[:1]
-    events = Path(f"/sys/fs/cgroup{group}/cgroup.events")
+    groups = re.findall(r"^0::/(.*)$", (proc / str(process) / "cgroup").read_text(), re.MULTILINE)
+    events = running.root.joinpath("sys/fs/cgroup", *groups, "cgroup.events")
 
     def is_frozen() -> bool:
         if events.exists():
             return "frozen 1" in events.read_text()
-        return bool(state.search(Path(f"/proc/{process}/status").read_text()))
+        return bool(state.search(status.read_text()))
 
     assert is_frozen()
-    os.kill(int(shim), signal.SIGSTOP)
+    command(*running.inside(), "kill", "-STOP", shim)
     try:
         yield is_frozen
     finally:
-        os.kill(int(shim), signal.SIGCONT)
+        command(*running.inside(), "kill", "-CONT", shim)
 
 
 @pytest.mark.parametrize("fate", ["lives", "is killed"])
-def test_what_the_engine_hangs_over_is_thawed_past_it(sidecar: Sidecar, s3: S3, shop: Shop, fate: str) -> None:
+def test_what_the_engine_hangs_over_is_thawed_past_it(
+    on_engine: Running, sidecar: Sidecar, s3: S3, shop: Shop, fate: str
+) -> None:
     """By the sidecar, or by its dead man."""
     run = hold_frozen(sidecar, shop)
     sets = manifests(sidecar, s3)
-    with engine_hangs_over(shop.writer) as is_frozen:
+    with engine_hangs_over(on_engine, shop.writer) as is_frozen:
         if fate == "lives":
             sidecar.release("frozen")
         else:
@@ -291,6 +319,7 @@ def test_what_the_engine_hangs_over_is_thawed_past_it(sidecar: Sidecar, s3: S3, 
     assert_next_run_is_good(sidecar, s3, shop, now, stage="frozen")
 
 
+@pytest.mark.engine("machine")
 def test_commands_that_are_started_inside_all_the_time_cost_a_run_at_most(sidecar: Sidecar, shop: Shop) -> None:
     """About one freeze in six meets one half-way, and the engine hangs over it until the kernel is told."""
     over = threading.Event()
@@ -363,8 +392,8 @@ def test_with_a_torn_journal_it_thaws_at_the_next_start_whom_that_still_names(
 def test_killed_while_it_uploads_it_aborts_the_upload_when_it_comes_back(
     large_sidecar: Sidecar, s3: S3, shop: Shop
 ) -> None:
-    run = begin_an_upload(large_sidecar, s3)
-    docker("kill", large_sidecar.name)
+    with in_the_middle_of_an_upload(large_sidecar, s3) as run:
+        docker("kill", large_sidecar.name)
     run.end()
     assert len(s3.pending(large_sidecar.prefix)) == 1
 
@@ -379,6 +408,7 @@ def test_killed_while_it_uploads_it_aborts_the_upload_when_it_comes_back(
 # --- out of memory ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs_limits
 def test_killed_by_the_kernel_for_want_of_memory_while_frozen_it_comes_back_and_thaws(
     shop: Shop, s3: S3, make_sidecar: SidecarMaker
 ) -> None:

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sidecar.engine.docker import DockerEngine
-from tests.engine.harness import PRODUCT_IMAGE, Machine, Sidecar, docker, inspect, is_paused, wait_until
-from tests.engine.own_engine import OwnEngine, missing
+from tests.engine.harness import Machine, Sidecar, docker, inspect, is_paused, wait_until
+from tests.engines import Running, images, running_on
+from tests.machine.own_engine import OwnEngine, kind, missing
 
-pytestmark = [pytest.mark.engine, pytest.mark.skipif(bool(missing()), reason=missing() or "it can be run")]
+pytestmark = [pytest.mark.engine("both"), pytest.mark.skipif(bool(missing()), reason=missing() or "it can be run")]
 
-WRITER = "while :; do date +%N >> /data/log; sleep 0.05; done"
-
-
-@pytest.fixture(scope="module")
-def engine(machine: Machine, docker_engine: DockerEngine, base_image: str) -> Iterator[OwnEngine]:
-    """An engine of our own with the images in it; until the end of the module, `docker` and Compose speak to it."""
-    with OwnEngine() as engine, pytest.MonkeyPatch.context() as environment:
-        engine.start()
-        save = subprocess.Popen(["docker", "save", PRODUCT_IMAGE, base_image], stdout=subprocess.PIPE)
-        environment.setenv("DOCKER_HOST", f"unix://{engine.socket}")
-        environment.setenv("DOCKER_SOCKET", str(engine.socket))
-        subprocess.run(["docker", "load", "--quiet"], stdin=save.stdout, check=True, timeout=300)
-        assert save.wait() == 0
-        yield engine
+WRITER = "while :; do echo more >> /data/log; sleep 0.05; done"
 
 
 @pytest.fixture(scope="module")
-def there(engine: OwnEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """What `machine` is on this machine's engine."""
-    there = Machine(tmp_path_factory.mktemp("own-engine"))
-    try:
-        yield there
-    finally:
-        there.clean()
+def mortal(on_engine: Running) -> Iterator[Running]:
+    """One of the same kind that may end; until the end of the module, `docker` and Compose speak to it."""
+    own_one = OwnEngine(kind(on_engine.kind), images(on_engine.base_image))
+    with own_one as own, pytest.MonkeyPatch.context() as environment:
+        own.start()
+        for key, value in own.environment().items():
+            environment.setenv(key, value)
+        yield running_on(on_engine.kind, own, on_engine.base_image)
+
+
+@pytest.fixture(scope="module")
+def there(mortal: Running, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """What `machine` is on an engine that lives."""
+    return Machine(mortal, tmp_path_factory.mktemp("mortal"))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +51,9 @@ def sidecar(there: Machine, applications: list[str]) -> Iterator[Sidecar]:
 
 @pytest.mark.parametrize("way", ["in order", "hard"])
 def test_an_engine_that_ends_while_all_are_frozen_and_is_started_again_leaves_nobody_frozen(
-    engine: OwnEngine, sidecar: Sidecar, applications: list[str], way: str
+    mortal: Running, sidecar: Sidecar, applications: list[str], way: str
 ) -> None:
+    assert mortal.own
     sidecar.up(BACKUP_TEST_STAGE="frozen=hold")
     sets = sidecar.sets()
     run = sidecar.begin()
@@ -69,9 +63,9 @@ def test_an_engine_that_ends_while_all_are_frozen_and_is_started_again_leaves_no
     everyone = [sidecar.name, *applications]
     before = {each: inspect(each)["State"]["StartedAt"] for each in everyone}
 
-    engine.stop() if way == "in order" else engine.kill()
+    mortal.own.stop() if way == "in order" else mortal.own.kill()
     assert run.end().code not in (0, 3)
-    engine.start()
+    mortal.own.start()
 
     for each in everyone:
         wait_until(lambda: inspect(each)["State"]["StartedAt"] != before[each], f"{each} was started again")  # noqa: B023

@@ -31,10 +31,11 @@ from tests.engine.harness import (
     docker,
     inspect,
     is_paused,
+    logs,
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("machine")
 
 HARDENED = (
     *("--read-only", "--cap-drop", "ALL", "--cap-add", "DAC_READ_SEARCH", "--security-opt", "no-new-privileges:true"),
@@ -62,7 +63,7 @@ class Box:
         return done
 
     def events(self, *names: str) -> list[dict[str, Any]]:
-        done = docker("logs", self.name)
+        done = logs(self.name)
         assert "Traceback" not in done.out + done.err
         events = [json.loads(line) for line in done.out.splitlines()]
         return [each for each in events if not names or each["event"] in names]
@@ -118,7 +119,7 @@ class Street:
         where = ("--network", self.network, "--network-alias", host, *options)
         name = self.machine.run(f"words-{host}", ["python3", "-uc", script, *arguments], *where)
         self._made.append(name)
-        wait_until(lambda: "ready" in docker("logs", name).out, f"{host} is ready")
+        wait_until(lambda: "ready" in logs(name).out, f"{host} is ready")
         return name
 
     def remove(self, *, keep: int = 0) -> None:
@@ -220,7 +221,7 @@ def test_settings_that_cannot_be_used_are_all_named_at_once_and_end_with_2(
     for words in problems:
         assert any(all(word in problem for word in words) for problem in invalid["problems"]), invalid["problems"]
     assert "docs/SETTINGS.md" in invalid["hint"]
-    assert "a-key-that-is-none" not in docker("logs", box.name).out
+    assert "a-key-that-is-none" not in logs(box.name).out
 
 
 def test_a_misspelt_name_in_dotenv_which_compose_drops_in_silence_is_found(street: Street) -> None:
@@ -398,7 +399,7 @@ def test_a_socket_proxy_that_denies_a_request_is_named_with_it_and_nobody_is_fro
 
     assert done.code == code, done
     assert_said(done.out, request_denied, "is not permitted on the Docker socket", "let the socket proxy")
-    assert "denied" in docker("logs", proxy).out
+    assert "denied" in logs(proxy).out
     # Who may freeze and not thaw does not freeze.
     assert bool(box.events("group_frozen")) == (code == 0)
     assert "paused for 0 ms" not in done.out
@@ -413,7 +414,7 @@ def test_a_guard_that_a_socket_proxy_denies_is_said_once_and_harms_no_backup(str
         **LOCAL,
     )
     box.wait_ready()
-    wait_until(lambda: docker("logs", proxy).out.count("denied") > 1, "it has been tried again")
+    wait_until(lambda: logs(proxy).out.count("denied") > 1, "it has been tried again")
 
     done = box.verb("run-now")
 
@@ -651,7 +652,7 @@ def test_a_key_that_may_only_write_is_told_what_it_lacks(street: Street, s3: S3)
     for done in (checked, again):
         assert done.code == 1
         assert_said(done.out, "GetObject of owner.json", "AccessDenied", "grant s3:GetObject")
-    assert "may-only-write-secret" not in docker("logs", box.name).out + checked.out
+    assert "may-only-write-secret" not in logs(box.name).out + checked.out
 
 
 # --- names and verbs -------------------------------------------------------------------------------------------------

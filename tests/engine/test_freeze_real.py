@@ -26,8 +26,9 @@ from sidecar.engine.recovery import recover
 from sidecar.errors import FreezeBroken, FreezeFailed, Interrupted, PauseBudgetSpent
 from sidecar.model import Container, ContainerState
 from tests.contract.docker_user import DockerUser
+from tests.engines import fault, known_to_fail
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("both")
 
 RUNNING, PAUSED, EXITED = ContainerState.RUNNING, ContainerState.PAUSED, ContainerState.EXITED
 WRITE = "while true; do echo more >> /data/$0; sleep 0.02; done"
@@ -326,7 +327,7 @@ def test_a_process_killed_in_the_middle_leaves_a_journal_from_which_the_next_one
 
 @pytest.mark.parametrize("network", ["bridge", "none", "container"])
 def test_a_process_in_a_container_finds_the_container_by_what_its_kernel_says(
-    stack: Stack, tmp_path: Path, network: str
+    request: pytest.FixtureRequest, stack: Stack, tmp_path: Path, network: str
 ) -> None:
     other = stack.user.run("other", labels={"backup.role": ""})
     mode = f"container:{other.id}" if network == "container" else network
@@ -335,8 +336,13 @@ def test_a_process_in_a_container_finds_the_container_by_what_its_kernel_says(
     for name in ("cgroup", "mountinfo"):
         told = client.exec_start(client.exec_create(own.id, ["cat", f"/proc/self/{name}"])["Id"])
         (tmp_path / name).write_bytes(told)
+    if own.id not in (tmp_path / "cgroup").read_text() + (tmp_path / "mountinfo").read_text():
+        # cgroup v2, and the files of the other's network: nothing that the kernel says inside names it.
+        assert network == "container"
+        request.applymarker(known_to_fail("E14"))
     inside = DockerEngine(client, proc=tmp_path)
-    assert inside.this_container() == own
+    with fault():
+        assert inside.this_container() == own
     assert inside.carries_us(own)
     assert not inside.carries_us(stack.app("db"))
     if network != "container":

@@ -24,7 +24,7 @@ from tests.engine.harness import (
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("modern")
 
 # Hooks that note themselves beside the volume, which nobody then changes by it.
 PRE = "echo pre >> /tmp/diary"

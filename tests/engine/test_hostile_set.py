@@ -30,10 +30,11 @@ from tests.engine.harness import (
     differences,
     docker,
     inspect,
+    logs,
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine("machine"), pytest.mark.needs_limits]
 
 COLUMNS = ["path", "type", "size", "mode", "uid", "gid", "mtime_ns", "ctime_ns", "ino", "at", "link"]
 KINDS = {
@@ -255,7 +256,7 @@ class Scene:
 
         wait_until(gone, "no helper and no debt is left", timeout=30)
         assert inspect(self.sidecar.name)["RestartCount"] == 0, "it has died of it"
-        told = docker("logs", self.sidecar.name).out
+        told = logs(self.sidecar.name).out
         assert "Traceback" not in told
         assert "unexpectedly" not in told
 

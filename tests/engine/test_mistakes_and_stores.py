@@ -28,10 +28,11 @@ from tests.engine.harness import (
     docker,
     inspect,
     is_paused,
+    logs,
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("modern")
 
 # Nothing listens there. The patience of a nightly run is not that of a test.
 UNREACHABLE = {"AWS_ENDPOINT_URL_S3": "http://s3:9", "AWS_MAX_ATTEMPTS": "2"}
@@ -112,7 +113,7 @@ def test_a_store_that_cannot_be_used_fails_the_run_in_words_and_nobody_is_frozen
     assert listed.code == 1
     assert message in listed.err
     for secret in ("not-the-secret-of-this-key", "nobody-knows-this-key"):
-        assert secret not in docker("logs", sidecar.name).out + in_words.out + json.dumps(report)
+        assert secret not in logs(sidecar.name).out + in_words.out + json.dumps(report)
 
 
 def test_a_prefix_of_another_host_is_refused_with_a_way_out(sidecar: Sidecar, shop: Shop, s3: S3) -> None:
@@ -372,7 +373,7 @@ def test_a_second_daemon_on_the_same_state_volume_leaves_with_11_and_says_who_ho
     twin = machine.run("twin", [], *mounts, *role, *environment, image=PRODUCT_IMAGE)
     try:
         left = docker("wait", twin).out.strip()
-        (stopped,) = [json.loads(line) for line in docker("logs", twin).out.splitlines()]
+        (stopped,) = [json.loads(line) for line in logs(twin).out.splitlines()]
     finally:
         machine.remove(twin)
     assert left == "11"

@@ -27,7 +27,7 @@ from tests.engine.harness import (
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("machine")
 
 OLD_BYTES = 60_000_000  # as writers.py has them
 LARGE_BYTES = 4 << 20  # of the table, and of the file that is mapped, each
@@ -115,18 +115,20 @@ def cloning(
     make_sidecar: SidecarMaker,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Busy]:
-    with mounted(request.param, tmp_path_factory.mktemp("disk"), 2 << 30) as disk:
+    directory = tmp_path_factory.mktemp("disk")
+    with mounted(request.param, directory, 2 << 30, inside=machine.running.inside()) as disk:
+        here = machine.running.root / str(disk).lstrip("/")
         seen = docker("run", "--rm", "--volume", f"{disk}:/disk", HOST_IMAGE, "stat", "-f", "-c", "%T", "/disk").out
         if seen.strip() != request.param:
             pytest.skip(f"the engine does not see what is mounted here: it has {seen.strip()} at {disk}")
         options = {}
         for name in ("data", "state"):
-            (disk / name).mkdir()
+            (here / name).mkdir()
             options[name] = {"type": "none", "o": "bind", "device": str(disk / name)}
         given = [part for key, value in options["data"].items() for part in ("--opt", f"{key}={value}")]
         volume = machine.volume(f"cloning-{request.param}", *given)
-        (disk / "always").mkdir()
-        (disk / "always" / "sitecustomize.py").write_text(ALWAYS_CLONE)
+        (here / "always").mkdir()
+        (here / "always" / "sitecustomize.py").write_text(ALWAYS_CLONE)
         state = {"driver": "local", "driver_opts": options["state"]}
         service = {"volumes": [f"{disk / 'always'}:/always:ro"]}
         try:

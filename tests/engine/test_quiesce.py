@@ -9,7 +9,7 @@ import pytest
 from tests.engine.conftest import SidecarMaker
 from tests.engine.harness import S3, Machine, Sidecar, docker, inspect, is_paused, wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("both")
 
 # Says on disk that it was closed in good order, and takes that back when it starts.
 CLOSES = """

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,10 +28,11 @@ from tests.engine.harness import (
     differences,
     docker,
     inspect,
+    logs,
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("both")
 
 MEBIBYTES = 120
 LAY = f"""
@@ -314,7 +315,7 @@ def refused(sidecar: Sidecar, shop: Shop, *arguments: str, code: int) -> str:
     before = shop.started_at()
     done = sidecar.verb("restore", *arguments, "--yes")
     assert done.code == code, done
-    assert "Traceback" not in done.out + done.err + docker("logs", sidecar.name).out
+    assert "Traceback" not in done.out + done.err + logs(sidecar.name).out
     assert shop.started_at() == before
     shop.assert_is(shop.ruined)
     assert_nothing_is_left(sidecar, shop)
@@ -462,7 +463,7 @@ def test_killed_while_one_takes_its_time_to_stop_it_is_started_again(sidecar: Si
 
 
 def test_killed_at_random_moments_all_volumes_are_old_or_all_new_all_run_and_the_same_command_finishes(
-    sidecar: Sidecar, shop: Shop, capsys: pytest.CaptureFixture[str]
+    sidecar: Sidecar, shop: Shop, record_property: Callable[[str, object], None]
 ) -> None:
     chance = random.Random(SEED)
     began = time.monotonic()
@@ -506,7 +507,6 @@ def test_killed_at_random_moments_all_volumes_are_old_or_all_new_all_run_and_the
     assert outcomes.total() == KILLS
     # By chance, one in thousands of series of 20 has none that came before the end.
     assert KILLS < 20 or any("had just ended" not in outcome for outcome in outcomes)
-    with capsys.disabled():
-        print(f"\n{KILLS} kills of a restore that takes {takes:.1f} s (TEST_RESTORE_KILLS_SEED={SEED})")
-        for outcome, times in sorted(outcomes.items()):
-            print(f"  {times:3} {outcome}")
+    head = f"{KILLS} kills of a restore that takes {takes:.1f} s (TEST_RESTORE_KILLS_SEED={SEED})"
+    told = "\n".join([head, *(f"  {times:3} {outcome}" for outcome, times in sorted(outcomes.items()))])
+    record_property("note", told)

@@ -30,7 +30,7 @@ from tests.engine.harness import (
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("modern")
 
 VOLUMES = ("pgdata", "redisdata", "uploads")
 

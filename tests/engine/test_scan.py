@@ -11,7 +11,7 @@ import pytest
 from tests.engine.conftest import SidecarMaker
 from tests.engine.harness import BUCKET, S3, Machine, Sidecar, docker
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("machine")
 
 HALF = "backup-20200102_030405"
 

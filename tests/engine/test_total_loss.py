@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.engine.harness import (
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("modern")
 
 VOLUMES = ("pgdata", "redisdata", "uploads")
 DATABASES = ("postgres", "redis")
@@ -192,11 +192,11 @@ def bring_back(stack: Stack, *restore: str, **settings: str) -> Sidecar:
 
 
 def told(stack: Stack, what: str) -> str:
-    return f"\n{what}: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in stack.took.items())
+    return f"{what}: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in stack.took.items())
 
 
 def test_everything_but_the_bucket_is_lost_and_one_command_brings_all_of_it_back(
-    stack: Stack, capsys: pytest.CaptureFixture[str]
+    stack: Stack, record_property: Callable[[str, object], None]
 ) -> None:
     assert len(stack.before.keys) >= 22
     assert stack.before.rows["customers"].startswith("5000 ")
@@ -205,8 +205,7 @@ def test_everything_but_the_bucket_is_lost_and_one_command_brings_all_of_it_back
     lose_everything(stack)
     sidecar = bring_back(stack, "latest")
 
-    with capsys.disabled():
-        print(told(stack, "total loss, same machine"))
+    record_property("note", told(stack, "total loss, same machine"))
     assert stack.took["all of it"] < BOUND
     # And it is protected again, by the set and by the guard.
     report, _ = sidecar.good_run()
@@ -217,7 +216,7 @@ def test_everything_but_the_bucket_is_lost_and_one_command_brings_all_of_it_back
 
 
 def test_a_new_machine_restores_what_the_lost_one_had_and_then_backs_up_beside_it(
-    stack: Stack, capsys: pytest.CaptureFixture[str]
+    stack: Stack, record_property: Callable[[str, object], None]
 ) -> None:
     lose_everything(stack)
     # An engine's ID is all by which a store tells machines apart: the bucket is another machine's now.
@@ -227,8 +226,7 @@ def test_a_new_machine_restores_what_the_lost_one_had_and_then_backs_up_beside_i
 
     sidecar = bring_back(stack, stack.set)
 
-    with capsys.disabled():
-        print(told(stack, "total loss, new machine"))
+    record_property("note", told(stack, "total loss, new machine"))
     refused = sidecar.run_now()
     assert refused.code == 1
     assert "belongs to host lost" in refused.out

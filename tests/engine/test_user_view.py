@@ -26,10 +26,11 @@ from tests.engine.harness import (
     differences,
     docker,
     is_paused,
+    logs,
     wait_until,
 )
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("modern")
 
 LAY_DOWN = """
 mkdir -p /data/letters/old && cd /data
@@ -267,7 +268,7 @@ def test_the_log_is_json_lines_with_documented_events(shop: Shop, one_set: dict[
 
 
 def test_no_secret_is_in_the_log_in_any_output_or_in_any_object(shop: Shop, s3: S3, one_set: dict[str, Any]) -> None:
-    outputs = [docker("logs", shop.sidecar.name).out]
+    outputs = [logs(shop.sidecar.name).out]
     for arguments in (["plan"], ["plan", "--json"], ["list"], ["list", "--json"], ["status", "--json"], ["check"]):
         done = shop.sidecar.verb(*arguments, check=True)
         outputs += [done.out, done.err]

@@ -9,7 +9,7 @@ import pytest
 from tests.engine.conftest import SidecarMaker
 from tests.engine.harness import BUCKET, S3, Machine, Sidecar, docker, wait_until
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.engine("machine")
 
 FILL = (
     "head -c 30000000 /dev/urandom > /data/random && echo hello > /data/letter && touch /data/ready && sleep infinity"
