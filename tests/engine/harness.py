@@ -30,7 +30,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from docker import APIClient
-from docker.errors import APIError
+from docker.errors import APIError, NotFound
 
 from tests.commands import Done, command, wait_until
 from tests.engines import PRODUCT_IMAGE, Running
@@ -179,8 +179,7 @@ class Compose:
         for network in api().networks(filters=ours):
             api().remove_network(network["Id"])
         for volume in api().volumes(filters=ours)["Volumes"] or ():
-            # A dead man leaves a moment later.
-            wait_until(partial(_is_removed, volume["Name"]), f"nobody has {volume['Name']}", every=0.2)
+            remove_volume(volume["Name"])
         self._is_up = False
 
     def container(self, service: str) -> str:
@@ -194,9 +193,16 @@ class Compose:
             wait_until(partial(_is_well, identifier), f"{identifier} is healthy", timeout=240)
 
 
+def remove_volume(volume: str) -> None:
+    """Remove a volume if it is there, once nobody has it: a helper or a dead man leaves a moment later."""
+    wait_until(partial(_is_removed, volume), f"nobody has {volume}", every=0.2)
+
+
 def _is_removed(volume: str) -> bool:
     try:
         api().remove_volume(volume)
+    except NotFound:
+        return True
     except APIError as error:
         if error.status_code == 409:
             return False

@@ -29,6 +29,7 @@ from tests.engine.harness import (
     inspect,
     is_paused,
     logs,
+    remove_volume,
     wait_until,
 )
 
@@ -173,7 +174,7 @@ def test_a_local_set_comes_back_by_tar_alone(machine: Machine, sidecar: Sidecar,
         live, restored = describe(oracle, "/live", "/new")
     finally:
         machine.remove(oracle)
-        docker("volume", "rm", new)
+        remove_volume(new)
     assert differences(live, restored) == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.harness import Machine, Sidecar, describe, differences, docker
+from tests.engine.harness import Machine, Sidecar, describe, differences, docker, remove_volume
 from tests.engine.test_zoo_volume import as_archived
 
 pytestmark = pytest.mark.engine("both")
@@ -75,7 +75,7 @@ def test_what_they_hold_is_restored_as_it_was(past: Past, kind: str, volume: str
         (restored,) = describe(reader, "/data")
     finally:
         past.machine.remove(reader)
-        docker("volume", "rm", "--force", new)
+        remove_volume(new)
     assert differences(as_archived(past.seen[kind]["held"][volume]), restored) == []
 
 

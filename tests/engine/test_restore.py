@@ -29,6 +29,7 @@ from tests.engine.harness import (
     docker,
     inspect,
     logs,
+    remove_volume,
     wait_until,
 )
 
@@ -219,7 +220,7 @@ def test_as_a_new_volume_the_live_one_and_its_users_are_left_alone(
         (found,) = describe(oracle, "/then")
     finally:
         machine.remove(oracle)
-        docker("volume", "rm", new)
+        remove_volume(new)
     assert differences(shop.wanted["data"], found) == []
     assert shop.started_at() == before
     shop.assert_is(shop.ruined)
@@ -279,7 +280,7 @@ def test_a_lost_volume_with_options_becomes_a_plain_one_unless_its_driver_is_wan
         return found["Driver"], found["Options"] or {}, found["Labels"][LABEL]
 
     def lose() -> None:
-        docker("volume", "rm", special)
+        remove_volume(special)
 
     holder = machine.run("restore-special-app", ["sleep", "infinity"], *mounts)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import SidecarMaker
-from tests.engine.harness import BUCKET, S3, Machine, Sidecar, docker
+from tests.engine.harness import BUCKET, S3, Machine, Sidecar, docker, remove_volume
 
 pytestmark = pytest.mark.engine("machine")
 
@@ -99,7 +99,7 @@ def test_the_command_that_it_prints_restores_the_other_hosts_set(loss: Loss) -> 
         read = docker("exec", loss.ours.name, "cat", f"/volumes/{into}/_data/file")
         assert read.out == "precious\n"
     finally:
-        docker("volume", "rm", "--force", into)
+        remove_volume(into)
 
 
 def test_an_unproven_archive_is_unpacked_by_the_command_that_it_prints(loss: Loss, s3: S3) -> None:
